@@ -1,0 +1,119 @@
+"""The one contract of all networks: `forward(x) -> Out`, and the registry that builds them."""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Out(NamedTuple):
+    """What a network, or a group of m of them, answers to a batch.
+
+    | field   | one network                          | group                              |
+    |---------|--------------------------------------|------------------------------------|
+    | logits  | z (B, K)                             | (m, B, K)                          |
+    | feats   | f0 stem, f1..fn stages, (B, C, H, W) | Branches: the trunk's; Peers: m tuples |
+    | preacts | the same before the last ReLU        | likewise                           |
+    | pooled  | h (B, D)                             | (m, B, D), a tuple where D differs |
+
+    The stem's pre-activation is its feature itself, as in RepDistiller.
+    """
+
+    logits: Tensor
+    feats: tuple
+    preacts: tuple
+    pooled: Tensor | tuple
+
+
+class Net(nn.Module):
+    """A network as a row of `parts`, each `f -> (feature, pre-activation)`, and a classifier.
+
+    parts: stem and stages in order.  width: D of the pooled feature h.  split: how many parts a
+    group of branches shares (`Branches`); the papers' branch point of this architecture.
+    """
+
+    def __init__(self, parts: list[nn.Module], width: int, classes: int, split: int):
+        super().__init__()
+        self.parts, self.split = nn.ModuleList(parts), split
+        self.fc = nn.Linear(width, classes)
+
+    def run_parts(self, f: Tensor, start: int = 0, stop: int | None = None) -> tuple[tuple, tuple]:
+        """Features and pre-activations of `parts[start:stop]`."""
+        feats, preacts = [], []
+        for part in self.parts[start:stop]:
+            f, pre = part(f)
+            feats.append(f)
+            preacts.append(pre)
+        return tuple(feats), tuple(preacts)
+
+    def head(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        """Last feature map (B, C, H, W) -> logits (B, K), pooled h (B, D)."""
+        h = f.mean((2, 3))
+        return self.fc(h), h
+
+    def forward(self, x: Tensor) -> Out:
+        feats, preacts = self.run_parts(x)
+        logits, h = self.head(feats[-1])
+        return Out(logits, feats, preacts, h)
+
+
+_REGISTRY: dict[str, Callable[..., Net]] = {}
+
+
+def register(*names: str):
+    """Decorator: `builder(name, c_in, classes, width) -> Net` builds the networks `names`."""
+
+    def add(builder):
+        _REGISTRY.update(dict.fromkeys(names, builder))
+        return builder
+
+    return add
+
+
+def models() -> list[str]:
+    """Names that `build` knows; CIFAR ResNets also take a width, as in `resnet14_w2`."""
+    return list(_REGISTRY)
+
+
+def build(name: str, c_in: int = 3, classes: int = 100) -> Net:
+    """Build one network. `name_w2` doubles every width of a CIFAR ResNet.
+
+    Raises ValueError for a name that is not in `models()`.
+    """
+    base, _, width = name.partition("_w") if name not in _REGISTRY else (name, "", "")
+    if base not in _REGISTRY or (width and not re.fullmatch(r"\d+(\.\d+)?", width)):
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(models())}")
+    return _REGISTRY[base](base, c_in, classes, float(width or 1))
+
+
+def count(net: nn.Module, x: Tensor) -> tuple[int, int]:
+    """(parameters, multiply-adds of convolutions and linear layers for one image) of `net(x)`.
+
+    x: (B, C, H, W). Biases, batch norm, ReLU and pooling are not counted.
+    """
+    macs = 0
+
+    def add(layer, args, out):
+        nonlocal macs
+        fan_in = layer.weight[0].numel()  # multiply-adds for each output element
+        macs += fan_in * out.numel() // len(x)
+
+    kinds = (nn.Conv2d, nn.Linear)
+    hooks = [m.register_forward_hook(add) for m in net.modules() if isinstance(m, kinds)]
+    training = net.training
+    with torch.no_grad():
+        net.eval()(x)
+    net.train(training)
+    for hook in hooks:
+        hook.remove()
+    return sum(p.numel() for p in net.parameters()), macs
+
+
+def memory_format(net: nn.Module) -> torch.memory_format:
+    """channels_last, which is faster, where each convolution's width is a multiple of 8: with
+    others oneDNN's kernels for it have been seen to write out of bounds (4 channels, AVX2)."""
+    widths = [m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d)]
+    odd = any(c % 8 for c in widths)
+    return torch.contiguous_format if odd else torch.channels_last

@@ -1,0 +1,56 @@
+"""Groups of students: `Peers`, whole networks side by side, and `Branches` on a shared trunk."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .base import Net, Out
+
+
+def _stack(parts: list[Tensor]) -> Tensor | tuple:
+    """(m, B, D) where all widths are equal, else the tuple."""
+    same = len({p.shape for p in parts}) == 1
+    return torch.stack(parts) if same else tuple(parts)
+
+
+class Peers(nn.Module):
+    """m networks, of one or of different architectures; logits (m, B, K)."""
+
+    def __init__(self, nets: list[Net]):
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, x: Tensor) -> Out:
+        outs = [net(x) for net in self.nets]
+        return Out(
+            torch.stack([o.logits for o in outs]),  # (m, B, K)
+            tuple(o.feats for o in outs),
+            tuple(o.preacts for o in outs),
+            _stack([o.pooled for o in outs]),  # (m, B, D)
+        )
+
+
+class Branches(nn.Module):
+    """m students that share the early parts of one architecture (Lan et al. 2018; OKDDip).
+
+    nets: m networks of one architecture; the first gives the trunk `parts[:split]`, each gives
+    its own later parts and classifier. `at_split`: a function of the trunk's last feature map,
+    where the branches take it (CL-ILR rescales its gradient there); identity if not given.
+    `feats` and `preacts` of the output are the trunk's.
+    """
+
+    def __init__(self, nets: list[Net], at_split: Callable[[Tensor], Tensor] | None = None):
+        super().__init__()
+        self.split, self.at_split = nets[0].split, at_split
+        for net in nets[1:]:
+            for i in range(self.split):
+                net.parts[i] = nets[0].parts[i]  # the same module: real sharing
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, x: Tensor) -> Out:
+        feats, preacts = self.nets[0].run_parts(x, stop=self.split)
+        f = self.at_split(feats[-1]) if self.at_split else feats[-1]
+        heads = [net.head(net.run_parts(f, start=self.split)[0][-1]) for net in self.nets]
+        z, h = zip(*heads, strict=True)
+        return Out(torch.stack(z), feats, preacts, torch.stack(h))  # (m, B, K), (m, B, D)

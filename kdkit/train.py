@@ -1,0 +1,469 @@
+"""The only training loop: `get(run)` returns a finished record, from the store or trained now.
+
+Every draw of a run has its own generator, seeded by (seed, what, epoch, step): nothing else in a
+kernel can disturb it, and a checkpoint needs no generator's state to go on bit-equally.
+"""
+
+import math
+import os
+import platform
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from tqdm.auto import tqdm
+
+from . import metrics, store
+from .config import Run, seed_of
+from .data import Data, Folders, load
+from .methods import Method, Probe, Step, make, method_class, resolve, source_digest
+from .models import Out, memory_format
+
+EVAL_BATCH = 500
+SPARE = 60  # a checkpoint may cost 1/60 of the time since the last one
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was stopped from outside; it is saved and goes on when asked for again."""
+
+
+class NotFinite(ArithmeticError):
+    """A loss term became infinite or not a number; nothing was stored as finished."""
+
+
+def lr_at(run: Run, epoch: int) -> float:
+    """The learning rate during `epoch` (from 0).
+
+    step: divided by 10 from each milestone on (RepDistiller, OKDDip).  sgdr: cosine with warm
+    restarts, one step an epoch, to 0 (Loshchilov and Hutter 2017; torch's scheduler agrees).
+    """
+    if run.schedule == "step":
+        return run.lr * 0.1 ** sum(epoch >= round(m * run.epochs) for m in run.milestones)
+    length, at = max(1, round(run.T_0 * run.epochs)), epoch
+    while at >= length:
+        at, length = at - length, length * run.T_mult
+    return run.lr * (1 + math.cos(math.pi * at / length)) / 2
+
+
+def machine(run: Run) -> tuple[torch.device, torch.dtype, str]:
+    """(device, dtype of autocast, why): all that CUDA needs of its own is here and in `pinned`."""
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+        device, able = torch.device("cuda"), torch.cuda.is_bf16_supported()
+    else:
+        cpu = torch.cpu.get_capabilities()
+        device, able = torch.device("cpu"), cpu.get("avx512_bf16") or cpu.get("amx_bf16")
+    if run.precision != "auto":
+        why = "the run says so"
+    else:
+        why = f"this {device.type} {'computes' if able else 'does not compute'} in bf16"
+    half = run.precision == "bf16" or (run.precision == "auto" and able)
+    return device, torch.bfloat16 if half else torch.float32, why
+
+
+@contextmanager
+def pinned(run: Run):
+    """The run's threads and a private global generator (dropout draws from it), put back after."""
+    before = torch.get_num_threads()
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            if run.threads:
+                torch.set_num_threads(run.threads)
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def stoppable():
+    """Ctrl-C, a notebook's stop button and SIGTERM set an event; a second Ctrl-C acts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals reach the main thread alone
+        return
+
+    def heard(number, frame):
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {s: signal.signal(s, heard) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+@dataclass
+class Job:
+    """A run under way: everything the loop needs, and what a checkpoint keeps of it."""
+
+    run: Run
+    data: Data | Folders
+    device: torch.device
+    dtype: torch.dtype
+    method: Method
+    students: nn.Module
+    teacher: Callable[[Tensor, Tensor], Out] | None  # (x, index) -> Out
+    optimizer: torch.optim.Optimizer
+    forward: Callable[[Tensor], Out]  # the students, perhaps compiled
+    epoch: int = 0
+    step: int = 0  # of the epoch
+    seconds: float = 0.0  # of earlier sessions
+    resumed_at: int | None = None
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of this epoch, on the device
+    history: list[dict] = field(default_factory=list)
+    arrays: dict[str, list] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    next_save: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        return len(self.data.y) // self.run.batch
+
+    @property
+    def elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self.started
+
+
+def _out(o: Out) -> Out:
+    """Logits and pooled features in full precision; maps stay as autocast left them."""
+    def full(v):
+        return tuple(map(full, v)) if isinstance(v, tuple) else (
+            v.float() if v.dtype == torch.bfloat16 else v)
+    return Out(full(o.logits), o.feats, o.preacts, full(o.pooled))
+
+
+def _folded(net: nn.Module) -> nn.Module:
+    """`net` with each conv -> BN pair of neighbours folded into the convolution, for eval only."""
+    for module in list(net.modules()):
+        children = list(module.named_children())
+        for (name, conv), (name_bn, bn) in zip(children, children[1:], strict=False):
+            if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(conv, bn))
+                setattr(module, name_bn, nn.Identity())
+    return net
+
+
+def _to(net: nn.Module, device: torch.device) -> Callable[[Tensor], Out]:
+    """`net` on the device, in the memory format that suits it, which x is brought to as well."""
+    fmt = memory_format(net)
+    net.to(device, memory_format=fmt)
+    return lambda x: net(x.contiguous(memory_format=fmt))
+
+
+def _teacher(run: Run, method: Method, data, device, dtype) -> Callable | None:
+    """The frozen teacher as (x, index) -> Out; its run is found in the store or trained first.
+
+    Where nothing but logits is asked for and images are never changed, they are computed once.
+    """
+    its_run = method.teacher_run(run)
+    if its_run is None:
+        return None
+    if store.find(its_run) is None:
+        store.say(f"{run.method} needs a teacher: training {its_run.student} "
+                  f"({its_run.method}, seed {its_run.seed}) first")
+    record, logits_only = get(its_run), method.teacher_logits_only
+    net = record.model()
+    if logits_only:
+        x = torch.randn(8, *data.shape, generator=torch.Generator().manual_seed(0))
+        plain = net(x).logits
+        if not torch.allclose(_folded(net)(x).logits, plain, rtol=1e-3, atol=1e-3):
+            net = record.model()  # its convolutions are not followed by their batch norm
+    net = _to(net, device)
+
+    def answer(x: Tensor, index: Tensor | None) -> Out:  # index None: a test image
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            o = _out(net(x))
+        return o._replace(logits=o.logits.mean(0)) if o.logits.ndim == 3 else o  # an ensemble
+
+    if not (logits_only and run.augment == "none" and isinstance(data, Data)):
+        return answer
+    chunks = torch.arange(len(data.y), device=device).split(EVAL_BATCH)
+    known = torch.cat([answer(data.batch(i, "none", None), i).logits for i in chunks])  # (N, K)
+
+    def recall(x: Tensor, index: Tensor | None) -> Out:
+        return answer(x, index) if index is None else Out(known[index], (), (), ())
+
+    return recall
+
+
+def setup(run: Run) -> Job:
+    """Data on the device, teacher, students and the method's own layers, from the run's seed."""
+    device, dtype, _ = machine(run)
+    data = load(run.data, device, run.n_train)
+    if run.batch > len(data.y):
+        raise ValueError(f"batch={run.batch}: {run.data} has {len(data.y)} training images here")
+    method = make(run)
+    teacher = _teacher(run, method, data, device, dtype)
+    torch.manual_seed(seed_of(run.seed, "init"))
+    net = store.students(run, data.shape, data.classes).eval()  # the probe changes no statistics
+    index = torch.arange(2, device=device)
+    x = data.batch(index, "none", torch.Generator())
+    forward = _to(torch.compile(net) if run.compile else net, device)
+    with torch.no_grad():
+        t = teacher(x, index) if teacher else None
+        method.build(Probe(_out(forward(x)), t, data.classes, data.y))
+    method.to(device)
+    wanted = [*net.parameters(), *method.parameters()]
+    optimizer = torch.optim.SGD(wanted, run.lr, run.momentum, weight_decay=run.weight_decay,
+                                nesterov=run.nesterov and run.momentum > 0, fused=True)
+    return Job(run, data, device, dtype, method, net, teacher, optimizer, forward)
+
+
+def train_step(job: Job, x: Tensor, y: Tensor, index: Tensor, weights: Tensor | None = None):
+    """One optimiser step; returns (unweighted terms by name, students' logits). No sync here."""
+    run = job.run
+    draw = seed_of(run.seed, "step", job.epoch, job.step)
+    torch.manual_seed(draw)  # dropout, if a network has any
+    with torch.autocast(job.device.type, job.dtype, enabled=job.dtype != torch.float32):
+        s = _out(job.forward(x))
+    t = job.teacher(x, index) if job.teacher else None
+    at = Step(index, job.epoch, run.epochs, torch.Generator().manual_seed(draw))
+    terms = job.method.terms(s, y, t, at)
+    values = torch.stack(list(terms.values()))
+    loss = values @ (term_weights(job, terms) if weights is None else weights)
+    job.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    job.optimizer.step()
+    return dict(zip(terms, values.detach(), strict=True)), s.logits.detach()
+
+
+def term_weights(job: Job, terms) -> Tensor:
+    """The weight of each term in this epoch: the method's weights times its ramp-up."""
+    w, ramp = job.method.weights(), job.method.ramp(job.epoch, job.run.epochs)
+    if set(w) != set(terms) or not set(job.method.ramped) <= set(w):
+        raise ValueError(f"{job.method.title}: terms() gives {sorted(terms)}, weights() names "
+                         f"{sorted(w)}, ramped {sorted(job.method.ramped)}: they must agree")
+    return torch.tensor([w[k] * (ramp if k in job.method.ramped else 1) for k in terms],
+                        device=job.device)
+
+
+def train_epoch(job: Job, stop: threading.Event, bar: tqdm) -> None:
+    """The rest of the epoch from job.step on, checkpoints included; sums stay on the device."""
+    run, weights = job.run, None
+    for group in job.optimizer.param_groups:
+        group["lr"] = lr_at(run, job.epoch)
+    job.students.train()
+    job.method.train()
+    order = torch.Generator().manual_seed(seed_of(run.seed, "data", job.epoch))
+    for x, y, index in job.data.batches(True, run.batch, run.augment, order, job.step):
+        terms, z = train_step(job, x, y, index, weights)
+        weights = term_weights(job, terms) if weights is None else weights
+        right = (z.reshape(-1, *z.shape[-2:]).argmax(-1) == y).float().mean(-1)  # (m,)
+        seen = {f"term.{k}": v for k, v in terms.items()} | {"right": right}
+        seen |= {f"seen.{k}": v for k, v in getattr(job.method, "seen", {}).items()}
+        for k, v in seen.items():
+            if k.startswith("term."):  # the first step at which it was not finite, without a sync
+                bad = torch.where(torch.isfinite(v), math.inf, float(job.step))
+                name = f"bad.{k[5:]}"
+                job.sums[name] = torch.minimum(job.sums[name], bad) if name in job.sums else bad
+            job.sums[k] = job.sums[k] + v if k in job.sums else v.clone()
+        job.step += 1
+        bar.update()
+        if stop.is_set() or time.monotonic() > job.next_save:
+            save_checkpoint(job)
+        if stop.is_set():
+            raise Interrupted(f"stopped at epoch {job.epoch}, step {job.step}, and saved: run the "
+                              "same again and it goes on from there")
+
+
+def check_finite(job: Job) -> None:
+    """Raises NotFinite if a term of this epoch was not; called before anything is written."""
+    for key, first in job.sums.items():
+        if key.startswith("bad.") and math.isfinite(first.item()):
+            raise NotFinite(f"{job.method.title}: the term {key[4:]!r} is not finite at epoch "
+                            f"{job.epoch}, step {int(first)}, with learning rate "
+                            f"{lr_at(job.run, job.epoch):g}; a smaller lr may help")
+
+
+@torch.no_grad()
+def predict(job: Job, subset: Tensor | None = None) -> np.ndarray:
+    """The students' logits for the test images, or some of them: (m, N, K) float32."""
+    job.students.eval()
+    parts = []
+    for x, _, _ in job.data.batches(False, EVAL_BATCH, "none", None, subset=subset):
+        with torch.autocast(job.device.type, job.dtype, enabled=job.dtype != torch.float32):
+            z = job.forward(x).logits.float()
+        parts.append(z.reshape(-1, *z.shape[-2:]))
+    return torch.cat(parts, 1).cpu().numpy()
+
+
+def end_epoch(job: Job) -> None:
+    """Probe, history row, per-epoch arrays."""
+    check_finite(job)
+    run, m = job.run, job.method.peers()
+    n, sums = job.step, {k: v.cpu() for k, v in job.sums.items()}
+    probe = job.data.probe()
+    z, y = predict(job, probe), job.data.y_test[probe].cpu().numpy()
+    row = {
+        "epoch": job.epoch, "lr": lr_at(run, job.epoch), "ramp": job.method.ramp(job.epoch,
+                                                                                  run.epochs),
+        "terms": {k[5:]: float(v) / n for k, v in sums.items() if k.startswith("term.")},
+        "train_top1": (100 * sums["right"] / n).tolist(),
+        "probe_top1": (100 * metrics.top(z, y)).tolist(),
+        "probe_ensemble": 100 * float(metrics.top(metrics.ensemble(z[:m]), y)),
+        "diversity": metrics.diversity(z[:m]) if m > 1 else None,
+        "seconds": round(job.elapsed, 2),
+    }
+    last = job.epoch + 1 == run.epochs
+    others = [round((k + 1) * run.epochs / (run.full_tests + 1)) for k in range(run.full_tests)]
+    if job.epoch + 1 in others and not last:
+        row["test_top1"] = (100 * metrics.top(predict(job), job.data.y_test.cpu().numpy())).tolist()
+    seen = {k[5:]: v.numpy() / n for k, v in sums.items() if k.startswith("seen.")}
+    seen |= {"pair_distance": metrics.pair_distance(z), "probe_logits": z[:, :64].astype("f2")}
+    for k, v in seen.items():
+        job.arrays.setdefault(k, []).append(np.asarray(v))
+    job.history.append(row)
+    job.epoch, job.step, job.sums = job.epoch + 1, 0, {}
+
+
+def save_checkpoint(job: Job) -> None:
+    """All that a bit-equal continuation needs; written whole, at most 1/SPARE of the time."""
+    check_finite(job)
+    began = time.monotonic()
+    arrays = {k: torch.from_numpy(np.stack(v)) for k, v in job.arrays.items()}
+    store.write_checkpoint(job.run, {
+        "code": source_digest(type(job.method)), "dtype": str(job.dtype), "epoch": job.epoch,
+        "step": job.step, "seconds": job.elapsed, "history": job.history, "arrays": arrays,
+        "sums": job.sums, "students": job.students.state_dict(),
+        "method": job.method.state_dict(), "optimizer": job.optimizer.state_dict(),
+    })
+    job.next_save = time.monotonic() + max(1.0, SPARE * (time.monotonic() - began))
+
+
+def resume(job: Job) -> None:
+    """Go on from the run's checkpoint, if it has one that fits this code and precision."""
+    state = store.read_checkpoint(job.run, job.device)
+    if state is None:
+        return
+    if (state["code"], state["dtype"]) != (source_digest(type(job.method)), str(job.dtype)):
+        store.say("a checkpoint of other code or precision was found: training from the start")
+        return
+    job.students.load_state_dict(state["students"])
+    job.method.load_state_dict(state["method"])
+    job.optimizer.load_state_dict(state["optimizer"])
+    job.epoch, job.step, job.seconds = state["epoch"], state["step"], state["seconds"]
+    job.history, job.sums = state["history"], state["sums"]
+    job.arrays = {k: list(v.cpu().numpy()) for k, v in state["arrays"].items()}
+    job.resumed_at = job.epoch
+
+
+def results(job: Job, z: np.ndarray, teacher: np.ndarray | None) -> dict:
+    """The run's numbers from its stored logits z (m, N, K); accuracies in percent."""
+    y, m = job.data.y_test.cpu().numpy(), job.method.peers()
+    which, top1 = job.method.deployed(job.run.seed), 100 * metrics.top(z, y)
+    p = metrics.softmax(z)
+    best = max(job.history, key=lambda row: np.mean(row["probe_top1"]))
+    out = {
+        "top1": top1.tolist(), "top5": (100 * metrics.top(z, y, 5)).tolist(), "deployed": which,
+        "top1_deployed": float(top1.mean() if which is None else top1[which]),
+        "ensemble": 100 * float(metrics.top(metrics.ensemble(z[:m]), y)),
+        "ensemble_probs": 100 * float(metrics.top(metrics.ensemble(z[:m], "probs"), y)),
+        "diversity": metrics.diversity(z[:m]) if m > 1 else None,
+        "correlation_number": float(metrics.correlation_number(p).mean()),
+        "correlation_number_T4": float(metrics.correlation_number(metrics.softmax(z, 4)).mean()),
+        "entropy": float(metrics.entropy(p).mean()),
+        "calibration_error": [metrics.calibration_error(q, y) for q in p],
+        "best_probe": {"epoch": best["epoch"], "top1": best["probe_top1"]},
+    }
+    if teacher is not None:
+        out["teacher_top1"] = 100 * float(metrics.top(teacher, y))
+    return out
+
+
+def environment(job: Job) -> dict:
+    """Versions, processor, commit, threads and precision, for the record."""
+    here = Path(__file__).parents[1]
+    git = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True) \
+        if (here / ".git").exists() else None
+    return {"python": platform.python_version(), "torch": torch.__version__,
+            "device": str(job.device), "processor": platform.processor() or platform.machine(),
+            "commit": git.stdout.strip() if git else None, "threads": torch.get_num_threads(),
+            "precision": {torch.float32: "fp32", torch.bfloat16: "bf16"}[job.dtype]}
+
+
+def finish(job: Job) -> store.Record:
+    """Test once, at the last epoch, and store the run."""
+    z, t = predict(job), None
+    if job.teacher:
+        parts = [job.teacher(x, None) for x, _, _ in
+                 job.data.batches(False, EVAL_BATCH, "none", None)]
+        t = torch.cat([o.logits for o in parts]).cpu().numpy()
+    its_run = job.method.teacher_run(job.run)
+    logits, z, t = store.packed(z, t, job.data.y_test.cpu().numpy())
+    meta = {
+        "method": job.method.title, "shape": list(job.data.shape), "classes": job.data.classes,
+        "class_names": list(job.data.class_names), "teacher": its_run and store.run_id(its_run),
+        "environment": environment(job), "seconds": round(job.elapsed, 2),
+        "resumed_at": job.resumed_at, "history": job.history, "result": results(job, z, t),
+    }
+    arrays = {k: np.stack(v) for k, v in job.arrays.items()}
+    arrays["probe_index"] = job.data.probe()[:64].cpu().numpy()
+    weights = {"students": job.students.state_dict(), "method": job.method.state_dict()}
+    return store.save(job.run, meta, weights, {"history.npz": arrays, "test_logits.npz": logits})
+
+
+def quiet() -> bool:
+    """No bars and no live pictures: under papermill, nbval and other processes' helpers."""
+    return os.environ.get("KDKIT_BATCH") == "1" or not store.main_process()
+
+
+def fit(run: Run, on_epoch: Callable[[Job], None] | None = None) -> store.Record:
+    """Train a run from its checkpoint or its start and store it.
+
+    on_epoch: called after each epoch. Raises Interrupted (saved), NotFinite, ValueError.
+    """
+    run = resolve(run)
+    with pinned(run), stoppable() as stop:
+        job = setup(run)
+        resume(job)
+        job.started = time.monotonic()
+        job.next_save = job.started + 1
+        title = f"{job.method.title} seed {run.seed}"
+        if job.resumed_at is not None:
+            store.say(f"{title}: going on from epoch {job.epoch}, step {job.step}")
+        with tqdm(total=run.epochs * job.steps, initial=job.epoch * job.steps + job.step,
+                  desc=title, unit="step", disable=quiet(), leave=False) as bar:
+            while job.epoch < run.epochs:
+                train_epoch(job, stop, bar)
+                end_epoch(job)
+                row = job.history[-1]
+                bar.set_postfix(loss=f"{sum(row['terms'].values()):.2f}",
+                                top1=f"{np.mean(row['probe_top1']):.1f}")
+                store.write_progress(run, job.history)
+                if on_epoch:
+                    on_epoch(job)
+        return finish(job)
+
+
+def get(run: Run, fresh: bool = False,
+        on_epoch: Callable[[Job], None] | None = None) -> store.Record:
+    """The finished record of `run`: from the store where it is there, else trained now.
+
+    fresh: train again and replace the stored one. Two processes that ask for one run: one
+    trains, the other waits.
+    """
+    run = resolve(run)
+    record = None if fresh else store.find(run)
+    if record is None:
+        with store.lock(run):
+            record = None if fresh else store.find(run)  # another process may have finished it
+            if record is None:
+                return fit(run, on_epoch)
+    if record.meta["code"] != source_digest(method_class(run.method)):
+        store.say(f"{run.method} (run {record.id}) was trained with other code of its class; "
+                  "fresh=True trains it again")
+    return record

@@ -1,0 +1,608 @@
+"""kdkit.data and kdkit.files: what comes out, against torchvision and the original files."""
+
+import gzip
+import hashlib
+import importlib.util
+import os
+import pickle
+import struct
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets as tv
+from torchvision.transforms import v2
+from torchvision.transforms.functional import to_tensor
+from torchvision.transforms.v2 import functional as TF
+
+from kdkit import data as kd
+from kdkit import files
+
+RAW = files.SYSTEM
+LESSON_SHA256 = {  # of the arrays' bytes, for machines without the original files
+    "x": "1c09648a17b2acf8bdf1dfff09c0eecdd1cff590079a3c9b53c8897cf4b01c91",
+    "y": "c9a54e6bf707245247bf724c88fc4a21e5cac18c8d2d759bc64d14a3b99c008a",
+    "x_test": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
+    "y_test": "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
+    "train_index": "ce854800200de089f45778936aef570e1222ad7794e37b121d98704dbcda1fc4",
+}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def tiny(n=40, m=20, classes=5, shape=(3, 32, 32), seed=1):
+    g = seeded(seed)
+    draw = lambda k: torch.randint(256, (k, *shape), dtype=torch.uint8, generator=g)  # noqa: E731
+    return kd.Data("tiny", classes, shape, draw(n), torch.arange(n) % classes, draw(m),
+                   torch.arange(m) % classes, (0.4, 0.5, 0.6)[: shape[0]],
+                   (0.2, 0.25, 0.3)[: shape[0]], tuple("abcde"))
+
+
+def script():
+    path = Path(kd.__file__).parent / "assets" / "make_lesson.py"
+    spec = importlib.util.spec_from_file_location("make_lesson", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_idx(folder, n_train=60, n_test=30, zipped=True):
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 256, (n_train, 28, 28)), np.arange(n_train) % 10,
+              rng.integers(0, 256, (n_test, 28, 28)), np.arange(n_test) % 10]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, a in zip(files.IDX, arrays, strict=True):
+        raw = struct.pack(f">HBB{a.ndim}I", 0, 8, a.ndim, *a.shape) + a.astype(np.uint8).tobytes()
+        path = folder / (name + ".gz" * zipped)
+        path.write_bytes(gzip.compress(raw) if zipped else raw)
+    return arrays
+
+
+def write_cifar(root, name, n=20, protocol=2):
+    rng, made = np.random.default_rng(0), {}
+    cls, classes = (tv.CIFAR10, 10) if name == "cifar10" else (tv.CIFAR100, 100)
+    folder = root / cls.base_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    key = "labels" if name == "cifar10" else "fine_labels"
+    for file, _ in cls.train_list + cls.test_list:
+        x = rng.integers(0, 256, (n, 3072), dtype=np.uint8)
+        made[file] = x, [(7 * i) % classes for i in range(n)]
+        content = {"data": x, key: made[file][1], "filenames": ["a.png"] * n, "batch_label": "b"}
+        (folder / file).write_bytes(pickle.dumps(content, protocol))
+    names = [f"class {i}" for i in range(classes)]
+    (folder / cls.meta["filename"]).write_bytes(pickle.dumps({cls.meta["key"]: names}, protocol))
+    return folder, made, names
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A machine without data: no KDKIT_DATA, no ./data, no system folder."""
+    monkeypatch.delenv("KDKIT_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "SYSTEM", tmp_path / "system")
+    return tmp_path
+
+
+# --- the lesson set ----------------------------------------------------------------------------
+
+
+def test_lesson_arrays():
+    with np.load(kd.LESSON, allow_pickle=False) as z:
+        assert {k: hashlib.sha256(z[k].tobytes()).hexdigest() for k in z} == LESSON_SHA256
+    assert kd.LESSON.stat().st_size <= 8e6
+    with zipfile.ZipFile(kd.LESSON) as z:  # no time of making, or the bytes would change
+        assert {i.date_time for i in z.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    assert "Zalando SE" in kd.LESSON.with_name("LICENSE-fashion-mnist").read_text()
+
+
+def test_lesson_is_balanced_in_every_prefix():
+    d = kd.load("lesson")
+    assert d.x.shape == (5000, 1, 28, 28) and d.x.dtype == torch.uint8
+    assert d.x_test.shape == (10000, 1, 28, 28) and d.y.dtype == d.y_test.dtype == torch.int64
+    assert d.y.tolist() == list(range(10)) * 500
+    assert d.y_test.bincount().tolist() == [1000] * 10
+    for n in (10, 2000, 4990):
+        part = kd.load("lesson", n_train=n)
+        assert part.y.bincount().tolist() == [n // 10] * 10
+        assert part.x.equal(d.x[:n]) and part.x_test.equal(d.x_test)
+
+
+def test_lesson_is_the_first_500_a_class_of_the_original_files(tmp_path):
+    """With the originals here, against them; without, the hashes above have said the same."""
+    with np.load(kd.LESSON, allow_pickle=False) as z:
+        lesson = {k: z[k] for k in z}
+    index = lesson["train_index"].reshape(500, 10)
+    assert (np.diff(index, axis=0) > 0).all()  # each class in file order
+    if not RAW.exists():
+        return
+    x, y, x_test, y_test = (files.read_idx(RAW / f"{f}.gz") for f in files.IDX)
+    assert (index == np.stack([np.flatnonzero(y == c)[:500] for c in range(10)], 1)).all()
+    assert (lesson["x"] == x[lesson["train_index"]]).all()
+    assert (lesson["x_test"] == x_test).all() and (lesson["y_test"] == y_test).all()
+    script().main([str(RAW), "--out", str(tmp_path / "a.npz")])
+    script().main([str(RAW), "--out", str(tmp_path / "b.npz")])
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "b.npz"]
+
+
+def test_script_refuses_falsified_and_missing_files(tmp_path):
+    out = tmp_path / "out" / "lesson.npz"
+    out.parent.mkdir()
+    write_idx(tmp_path)
+    with pytest.raises(ValueError, match="train-images.*the published file has 8d4fb7e6"):
+        script().main([str(tmp_path), "--out", str(out)])
+    (tmp_path / f"{files.IDX[0]}.gz").unlink()
+    with pytest.raises(ValueError, match="missing; needed are train-images"):
+        script().main([str(tmp_path), "--out", str(out)])
+    assert list(out.parent.iterdir()) == []
+
+
+def test_script_compares_the_published_header(tmp_path):
+    """A header without name or time (Debian's) and a full one give the same checksum."""
+    body = gzip.compress(b"labels", mtime=0)[10:]
+    name, sums = "t10k-labels-idx1-ubyte", set()
+    full = b"\x1f\x8b\x08\x08\0\0\0\0\2\3%s\0" % name.encode()
+    for head in (b"\x1f\x8b\x08\0\1\2\3\4\0\3", full):
+        (tmp_path / f"{name}.gz").write_bytes(head + body)
+        sums.add(script().published_md5(tmp_path / f"{name}.gz"))
+    assert len(sums) == 1
+    (tmp_path / f"{name}.gz").write_bytes(head + body[:-1] + b"\1")
+    assert script().published_md5(tmp_path / f"{name}.gz") not in sums
+
+
+def test_lesson_val_shares_no_image_with_the_lesson(elsewhere, monkeypatch):
+    """Built on a stand-in for the 60,000 originals that carries the lesson at its right places."""
+    lesson = kd.load("lesson")
+    with np.load(kd.LESSON, allow_pickle=False) as z:
+        index = torch.from_numpy(z["train_index"]).long()
+    y = torch.arange(60_000) % 10
+    rest = torch.ones(60_000, dtype=bool).index_fill_(0, index, False)
+    y[index] = lesson.y
+    y[rest] = (torch.arange(55_000) % 10)
+    x = torch.zeros(60_000, 1, 28, 28, dtype=torch.uint8)
+    x.view(60_000, -1)[:, :3] = torch.stack([torch.arange(60_000) // k % 256
+                                             for k in (1, 256, 65536)], 1).to(torch.uint8)
+    x[index] = lesson.x
+    write_idx(elsewhere / "data")
+    monkeypatch.setattr(kd, "read_fashion", lambda folder: (x, y, x[:10], y[:10]))
+    d = kd.load("lesson_val")
+    assert d.x.equal(lesson.x) and d.y.equal(lesson.y)
+    assert d.y_test.tolist() == list(range(10)) * 1000
+    chosen = d.x_test.view(10_000, -1)[:, :3].long() @ torch.tensor([1, 256, 65536])
+    last = torch.stack([(y == c).nonzero()[-1000:, 0] for c in range(10)], 1).flatten()
+    assert chosen.equal(last) and not torch.isin(chosen, index).any()
+    x[index[7]] ^= 255
+    with pytest.raises(ValueError, match="not Fashion-MNIST's original"):
+        kd.load("lesson_val")
+
+
+# --- augmentation and normalisation ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("augment", ["none", "flip", "crop", "crop_flip"])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (2, 5, 9)])
+def test_augmented_equals_torchvision_at_the_same_offsets(augment, shape):
+    x = torch.randint(256, (64, *shape), dtype=torch.uint8, generator=seeded(3))
+    got, g = kd.augmented(x, augment, seeded(5)), seeded(5)
+    want, pad = x, 4 * ("crop" in augment)
+    if augment != "none":
+        offset = torch.randint(2 * pad + 1, (2, 64), generator=g)
+        flips = torch.randint(1 + ("flip" in augment), (64,), generator=g)
+        assert not pad or set(offset.flatten().tolist()) == set(range(9))
+        assert flips.any() == ("flip" in augment) and not flips.all()
+        cut = [TF.crop(TF.pad(a, [pad] * 4), int(i), int(j), *shape[1:])
+               for a, i, j in zip(x, *offset, strict=True)]
+        want = torch.stack([TF.horizontal_flip(a) if f else a
+                            for a, f in zip(cut, flips, strict=True)])
+    assert got.equal(want) and got.dtype == torch.uint8
+
+
+def test_crop_and_flip_are_uniform():
+    x = torch.zeros(9000, 1, 9, 9, dtype=torch.uint8)
+    x[:, 0, 4, 3] = 255  # its place after the crop tells the offsets
+    n, _, i, j = kd.augmented(x, "crop", seeded()).nonzero().T
+    assert len(n) == 9000 - int((kd.augmented(x, "crop", seeded()).flatten(1).sum(1) == 0).sum())
+    rows = i.bincount(minlength=9)
+    assert rows.min() > 0.8 * rows.float().mean() and rows.max() < 1.2 * rows.float().mean()
+    flipped = kd.augmented(x, "flip", seeded())[:, 0, 4, 5].bool().sum()
+    assert 4300 < flipped < 4700 and set(j.tolist()) == set(range(8))
+
+
+def test_normalise_equals_torchvision():
+    """ToTensor of version 1, which the papers' scripts use, to the bit; v2 rounds otherwise."""
+    d = tiny()
+    first = torch.stack([to_tensor(x.permute(1, 2, 0).numpy()) for x in d.x])
+    got = d.normalise(d.x)
+    assert got.dtype == torch.float32
+    assert got.equal(TF.normalize(first, list(d.mean), list(d.std)))
+    second = TF.to_dtype(d.x, torch.float32, scale=True)
+    torch.testing.assert_close(got, TF.normalize(second, list(d.mean), list(d.std)),
+                               rtol=1e-5, atol=1e-6, check_stride=False)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert d.normalise(d.x, torch.contiguous_format).is_contiguous()
+    grey = tiny(shape=(1, 28, 28))
+    assert grey.normalise(grey.x).is_contiguous() and grey.x.dtype == torch.uint8
+
+
+# --- batches -----------------------------------------------------------------------------------
+
+
+def epoch(d, generator, augment="crop_flip", batch=8, **more):
+    return list(d.batches(True, batch, augment, generator, **more))
+
+
+def same(a, b):
+    return len(a) == len(b) and all(u.equal(v) for s, t in zip(a, b, strict=True)
+                                    for u, v in zip(s, t, strict=True))
+
+
+def test_training_epoch():
+    d = tiny(n=43)
+    steps = epoch(d, seeded())
+    assert [len(y) for _, y, _ in steps] == [8] * 5  # 43 // 8, the rest is dropped
+    index = torch.cat([i for *_, i in steps])
+    assert len(set(index.tolist())) == 40 and not index.equal(index.sort().values)
+    assert all(y.equal(d.y[i]) for _, y, i in steps)
+    plain = epoch(d, seeded(), "none")
+    assert all(x.equal(d.normalise(d.x[i])) for x, _, i in plain)
+    assert torch.cat([i for *_, i in plain]).equal(index)  # the order is not the augmentation's
+
+
+def test_start_gives_the_rest_of_the_same_epoch():
+    d = tiny()
+    whole, g = epoch(d, seeded()), seeded()
+    for k in range(6):
+        assert same(epoch(d, seeded(), start=k), whole[k:])
+    first, second = epoch(d, g), epoch(d, g)
+    assert same(first, whole) and not same(second, whole)  # the next epoch is another one
+    with pytest.raises(ValueError, match="starts of 0 to 5"):
+        d.batches(True, 8, "none", seeded(), start=6)
+
+
+def test_only_the_given_generator_matters():
+    d, g = tiny(), seeded()
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    a = epoch(d, seeded())
+    assert torch.get_rng_state().equal(state)
+    torch.manual_seed(2)
+    assert same(a, epoch(d, seeded())) and not same(a, epoch(d, seeded(1)))
+    steps = d.batches(True, 8, "crop", g)
+    after = g.get_state()
+    list(steps)  # the one draw was made at the call
+    assert g.get_state().equal(after) and not after.equal(seeded().get_state())
+
+
+def test_evaluation_is_in_order_and_draws_nothing():
+    d, g = tiny(m=20), seeded()
+    steps = list(d.batches(False, 8, "crop_flip", g))
+    assert g.get_state().equal(seeded().get_state())
+    assert [len(y) for _, y, _ in steps] == [8, 8, 4]
+    assert torch.cat([i for *_, i in steps]).tolist() == list(range(20))
+    assert torch.cat([x for x, *_ in steps]).equal(d.normalise(d.x_test))
+    assert torch.cat([y for _, y, _ in d.batches(False, 8, "none", None, start=1)]).equal(
+        d.y_test[8:])
+
+
+def test_subset():
+    d, some = tiny(), torch.tensor([3, 5, 19])
+    (x, y, index), = d.batches(False, 10, "none", None, subset=some)
+    assert index.equal(some) and y.equal(d.y_test[some]) and x.equal(d.normalise(d.x_test[some]))
+    kept = torch.arange(0, 40, 2)
+    index = torch.cat([i for *_, i in epoch(d, seeded(), batch=10, subset=kept)])
+    assert index.sort().values.equal(kept)
+
+
+@pytest.mark.parametrize(("batch", "augment", "said"), [
+    (0, "none", "1 to 40"), (41, "none", "1 to 40"),
+    (8, "mixup", "allowed are none, flip, crop, crop_flip")])
+def test_batches_refuses(batch, augment, said):
+    with pytest.raises(ValueError, match=said):
+        tiny().batches(True, batch, augment, seeded())
+    with pytest.raises(ValueError, match="mixup"):
+        tiny().batch(torch.arange(3), "mixup", seeded())
+
+
+def test_batch_gathers():
+    d, index = tiny(), torch.tensor([5, 2, 2])
+    assert d.batch(index, "none", None).equal(d.normalise(d.x[index]))
+    want = d.normalise(kd.augmented(d.x[index], "crop_flip", seeded(4)))
+    assert d.batch(index, "crop_flip", seeded(4)).equal(want)
+
+
+def test_probe():
+    d = kd.load("lesson")
+    probe = d.probe()
+    assert d.y_test[probe].bincount().tolist() == [100] * 10 and probe.equal(probe.sort().values)
+    for c in range(10):
+        mine = probe[d.y_test[probe] == c]
+        assert mine.equal((d.y_test == c).nonzero()[:100, 0])
+    assert d.y_test[d.probe(5)].sort().values.tolist() == [0, 2, 4, 6, 8]
+    assert tiny(m=20).probe().tolist() == list(range(20))
+
+
+def test_interleave_with_uneven_classes():
+    y = torch.tensor([1, 1, 0, 1, 2, 0, 1])
+    order = kd.interleave(y)
+    assert y[order].tolist() == [0, 1, 2, 0, 1, 1, 1] and order.tolist() == [2, 0, 4, 5, 1, 3, 6]
+
+
+# --- names, numbers, missing files -------------------------------------------------------------
+
+
+def test_datasets_and_unknown_name():
+    assert kd.datasets() == ("lesson", "lesson_val", "fashion_mnist", "fashion_mnist32", "cifar10",
+                             "cifar100", "imagenet")
+    for door in (kd.load, kd.download):
+        with pytest.raises(ValueError, match="no data set 'mnist': there are lesson, lesson_val"):
+            door("mnist")
+
+
+@pytest.mark.parametrize("n", [-10, 1, 9, 5001])
+def test_n_train_out_of_range(n):
+    with pytest.raises(ValueError, match=f"n_train={n}: lesson allows 10 .* to 5000"):
+        kd.load("lesson", n_train=n)
+
+
+@pytest.mark.parametrize(("name", "family", "file"), [
+    ("lesson_val", "fashion_mnist", "train-images-idx3-ubyte"),
+    ("fashion_mnist32", "fashion_mnist", "t10k-labels-idx1-ubyte"),
+    ("cifar10", "cifar10", "data_batch_5"), ("cifar100", "cifar100", "test")])
+def test_missing_data_says_what_where_and_how(elsewhere, monkeypatch, name, family, file):
+    monkeypatch.setenv("KDKIT_DATA", str(elsewhere / "mine"))
+    with pytest.raises(kd.MissingData) as e:
+        kd.load(name)
+    message = str(e.value)
+    assert isinstance(e.value, ValueError) and "\n" not in message
+    for part in (file, str(elsewhere / "mine"), "data/", f"python -m kdkit data {family}`"):
+        assert part in message
+    with pytest.raises(kd.MissingData) as e:  # an explicit root is the only place
+        kd.load(name, root=elsewhere / "here")
+    assert str(elsewhere / "here") in str(e.value) and "mine" not in str(e.value)
+
+
+def test_imagenet_must_come_by_hand(elsewhere):
+    for door in (kd.load, kd.download):
+        with pytest.raises(kd.MissingData, match="train/CLASS.*by hand"):
+            door("imagenet")
+    with pytest.raises(ValueError, match="part of kdkit"):
+        kd.download("lesson")
+
+
+# --- Fashion-MNIST -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("sub", [".", "fashion-mnist", "FashionMNIST/raw"])
+def test_fashion_mnist_where_it_may_be(elsewhere, monkeypatch, sub, zipped):
+    x, y, x_test, y_test = write_idx(elsewhere / "mine" / sub, zipped=zipped)
+    monkeypatch.setenv("KDKIT_DATA", str(elsewhere / "mine"))
+    d = kd.load("fashion_mnist")
+    assert (d.x[:, 0].numpy() == x).all() and (d.x_test[:, 0].numpy() == x_test).all()
+    assert d.y.tolist() == y.tolist() and d.y_test.tolist() == y_test.tolist()
+    assert d.shape == (1, 28, 28) and len(d.class_names) == d.classes == 10
+    wide = kd.load("fashion_mnist32", root=elsewhere / "mine", n_train=20)
+    assert wide.x.shape == (20, 3, 32, 32) and len(wide.mean) == len(wide.std) == 3
+    assert wide.x[:, 0].equal(wide.x[:, 2]) and wide.x[:, 1, 2:-2, 2:-2].equal(d.x[:20, 0])
+    assert int(wide.x.long().sum()) == 3 * int(d.x[:20].long().sum())  # the frame is black
+
+
+def test_damaged_idx_files(tmp_path):
+    write_idx(tmp_path)
+    good = (tmp_path / f"{files.IDX[0]}.gz").read_bytes()
+    raw = gzip.decompress(good)
+    for bad in (good[:-9], good[:2000] + b"?" + good[2001:], raw[:-1], b"", b"\0\0\x0d" + raw[3:]):
+        (tmp_path / f"{files.IDX[0]}.gz").write_bytes(bad)
+        with pytest.raises(ValueError, match="train-images.*not a whole idx file"):
+            kd.load("fashion_mnist", root=tmp_path)
+    (tmp_path / f"{files.IDX[0]}.gz").write_bytes((tmp_path / f"{files.IDX[2]}.gz").read_bytes())
+    with pytest.raises(ValueError, match=r"\(30, 28, 28\) with labels \(60,\)"):
+        kd.load("fashion_mnist", root=tmp_path)
+
+
+# --- CIFAR -------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*not the published file")
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_small_cifar_files(tmp_path, name, protocol):
+    folder, made, names = write_cifar(tmp_path, name, protocol=protocol)
+    for root in (tmp_path, folder):
+        d = kd.load(name, root=root)
+    parts = [v for k, v in made.items() if not k.startswith("test")]
+    x = np.concatenate([v[0] for v in parts]).reshape(-1, 3, 32, 32)
+    (test_x, test_y), = (v for k, v in made.items() if k.startswith("test"))
+    assert (d.x.numpy() == x).all() and d.y.tolist() == [y for v in parts for y in v[1]]
+    assert (d.x_test.numpy() == test_x.reshape(-1, 3, 32, 32)).all()
+    assert d.y_test.tolist() == test_y and d.class_names == tuple(names)
+    assert (d.shape, d.classes) == ((3, 32, 32), len(names)) and d.y.dtype == torch.int64
+
+
+def test_cifar_as_python_2_wrote_it(tmp_path):
+    """The published files hold Python 2 text where Python 3 writes bytes."""
+    x = np.arange(2 * 3072, dtype=np.uint8).reshape(2, 3072)
+    raw, short = x.tobytes(), lambda t: b"U" + bytes([len(t)]) + t  # SHORT_BINSTRING
+    array = (b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + short(b"b")
+             + b"\x87R(K\x01K\x02M\0\x0c\x86cnumpy\ndtype\n" + short(b"u1")
+             + b"K\0K\x01\x87R(K\x03" + short(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+             + b"\x89T" + struct.pack("<I", len(raw)) + raw + b"tb")
+    content = (b"\x80\x02}(" + short(b"data") + array + short(b"fine_labels")
+               + b"](K\x03K\x63eu.")
+    assert (pickle.loads(content, encoding="latin1")["data"] == x).all()  # noqa: S301, as intended
+    folder, *_ = write_cifar(tmp_path, "cifar100")
+    (folder / "train").write_bytes(content)
+    with pytest.warns(UserWarning, match="not the published file"):
+        d = kd.load("cifar100", root=tmp_path)
+    assert (d.x.numpy().reshape(2, 3072) == x).all() and d.y.tolist() == [3, 99]
+
+
+class Evil:
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path, protocol):
+    folder, *_ = write_cifar(tmp_path, "cifar100")
+    mark = tmp_path / "ran"
+    for evil in (Evil(os.system, f"touch {mark}"), Evil(eval, f"open({str(mark)!r}, 'w')"),
+                 Evil(Path.touch, mark), Evil(np.load, str(mark))):
+        for content in (evil, {"data": evil, "fine_labels": []}):
+            (folder / "train").write_bytes(pickle.dumps(content, protocol))
+            with pytest.raises(ValueError, match="train: refused.*allowed are plain arrays") as e:
+                kd.load("cifar100", root=tmp_path)
+            assert not mark.exists() and "\n" not in str(e.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*not the published file")
+@pytest.mark.parametrize(("content", "said"), [
+    ([1, 2], "holds a list"),
+    ({"fine_labels": [1]}, "allowed are .n, 3072. bytes"),
+    ({"data": "pixels", "fine_labels": [1]}, "allowed are .n, 3072. bytes"),
+    ({"data": np.zeros((2, 3072), np.uint8)}, "allowed are .n, 3072. bytes"),
+    ({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [1]}, r"labels \(1,\)"),
+    ({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [1, .5]}, "whole numbers"),
+    ({"data": np.zeros((2, 3071), np.uint8), "fine_labels": [1, 2]}, r"data \(2, 3071\)"),
+    ({"data": np.zeros((2, 3072), np.int64), "fine_labels": [1, 2]}, "array of i8"),
+    ({"data": np.array([None]), "fine_labels": [1]}, "array of O8"),
+    ({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [1, 100]}, "labels 1 to 100, allowed"),
+    ({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [-1, 9]}, "labels -1 to 9, allowed")])
+def test_wrong_cifar_content(tmp_path, content, said):
+    folder, *_ = write_cifar(tmp_path, "cifar100")
+    (folder / "train").write_bytes(pickle.dumps(content, 2))
+    with pytest.raises(ValueError, match=said):
+        kd.load("cifar100", root=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*not the published file")
+def test_damaged_cifar_files(tmp_path):
+    folder, *_ = write_cifar(tmp_path, "cifar10")
+    good = (folder / "data_batch_3").read_bytes()
+    for bad in (b"", good[: len(good) // 2], good[:-1], b"not a pickle", b"\x80\x02Nb."):
+        (folder / "data_batch_3").write_bytes(bad)
+        with pytest.raises(ValueError, match="data_batch_3"):
+            kd.load("cifar10", root=tmp_path)
+    (folder / "data_batch_3").write_bytes(good)
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["one"]}, 2))
+    with pytest.raises(ValueError, match="batches.meta: allowed is a list of 10"):
+        kd.load("cifar10", root=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*not the published file")
+def test_n_train_is_balanced_for_other_sets(tmp_path):
+    write_cifar(tmp_path, "cifar10")
+    whole, d = kd.load("cifar10", root=tmp_path), kd.load("cifar10", n_train=30, root=tmp_path)
+    assert d.y.bincount().tolist() == [3] * 10 and len(d.x) == 30
+    for c in range(10):
+        assert d.x[d.y == c].equal(whole.x[whole.y == c][:3])
+    assert kd.load("cifar10", n_train=20, root=tmp_path).x.equal(d.x[:20])
+
+
+@pytest.mark.filterwarnings("ignore:.*not the published file")
+def test_download_goes_through_torchvision(elsewhere, monkeypatch, capsys):
+    """No network: torchvision's one function is replaced by one that makes small files."""
+    from torchvision.datasets import utils
+    asked = []
+
+    def fake(url, root, md5):
+        asked.append((url, Path(root), md5))
+        write_cifar(Path(root), "cifar100")
+        print("bar", file=sys.stderr)
+
+    monkeypatch.setattr(utils, "download_and_extract_archive", fake)
+    there = kd.download("cifar100", progress=False)
+    assert there == Path("data/cifar-100-python") and capsys.readouterr().err == ""
+    assert asked == [(tv.CIFAR100.url, Path("data"), tv.CIFAR100.tgz_md5)]
+    assert kd.load("cifar100").classes == 100
+    assert kd.download("cifar100") == there and len(asked) == 1  # what is there is left alone
+    monkeypatch.setenv("KDKIT_DATA", str(elsewhere / "mine"))
+    monkeypatch.setattr(utils, "download_and_extract_archive",
+                        lambda url, root, md5: write_idx(Path(root)) and asked.append((url, md5)))
+    assert kd.download("lesson_val") == elsewhere / "mine" / "FashionMNIST" / "raw"
+    assert [md5 for _, md5 in asked[1:]] == [md5 for _, md5 in tv.FashionMNIST.resources]
+
+
+# --- ImageNet ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """13 training and 4 validation JPEGs of odd sizes in two classes."""
+    root, g = tmp_path_factory.mktemp("imagenet"), seeded()
+    for part, counts in (("train", (7, 6)), ("val", (2, 2))):
+        for name, n in zip(("n01", "n02"), counts, strict=True):
+            (root / part / name).mkdir(parents=True)
+            for i in range(n):
+                coarse = torch.randint(256, (3, 5, 4), dtype=torch.uint8, generator=g)
+                image = TF.to_pil_image(TF.resize(coarse, [60 + 7 * i, 50 + 3 * i]))
+                image.save(root / part / name / f"{i}.JPEG")
+    return root
+
+
+def test_imagenet_attributes_and_validation_images(tree):
+    d = kd.load("imagenet", root=tree, workers=0)
+    assert (d.name, d.classes, d.shape) == ("imagenet", 2, (3, 224, 224))
+    assert d.class_names == ("n01", "n02") and d.y.tolist() == [0] * 7 + [1] * 6
+    assert len(d.x) == 13 and len(d.x_test) == 4 and d.probe(2).tolist() == [0, 2]
+    whole = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.ToImage(),
+                        v2.ToDtype(torch.float32, scale=True), v2.Normalize(d.mean, d.std)])
+    want = torch.stack([x for x, _ in tv.ImageFolder(tree / "val", whole)])
+    steps = list(d.batches(False, 3, "none", None))
+    got = torch.cat([x for x, *_ in steps])
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6, check_stride=False)
+    assert torch.cat([y for _, y, _ in steps]).equal(d.y_test)
+    assert torch.cat([i for *_, i in steps]).tolist() == [0, 1, 2, 3]
+    (x, _, i), = d.batches(False, 3, "none", None, subset=torch.tensor([1, 3]))
+    assert x.equal(got[[1, 3]]) and i.tolist() == [1, 3]
+
+
+def test_imagenet_epochs_do_not_depend_on_workers(tree):
+    alone, helped = (kd.load("imagenet", root=tree, workers=n) for n in (0, 2))
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    whole = epoch(alone, seeded(), batch=4)
+    assert torch.get_rng_state().equal(state)
+    torch.manual_seed(2)
+    assert len(whole) == 3 and all(x.shape == (4, 3, 224, 224) for x, *_ in whole)
+    assert all(y.equal(alone.y[i]) for _, y, i in whole)
+    assert same(whole, epoch(helped, seeded(), batch=4))
+    assert same(whole[1:], epoch(helped, seeded(), batch=4, start=1))
+    next(helped.batches(True, 4, "none", seeded(9)))  # an epoch left early harms nothing
+    g = seeded()
+    assert same(whole, epoch(helped, g, batch=4)) and not same(whole, epoch(helped, g, batch=4))
+
+
+def test_imagenet_augmentation_is_torchvisions(tree):
+    d = kd.load("imagenet", root=tree, workers=0)
+    image, y, i = d.x[8, 123]
+    crop = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.ToImage()])
+    with torch.random.fork_rng():
+        torch.manual_seed(123)
+        want, label = tv.ImageFolder(tree / "train", crop)[8]
+    assert image.equal(want) and (y, i) == (label, 8)
+    index = torch.tensor([8, 8, 2])
+    a, b = d.batch(index, "crop", seeded()), d.batch(index, "crop", seeded())
+    assert a.equal(b) and not a[0].equal(a[1]) and a.shape == (3, 3, 224, 224)
+
+
+def test_imagenet_n_train_and_errors(tree, tmp_path):
+    d = kd.load("imagenet", root=tree, n_train=4, workers=0)
+    assert d.y.tolist() == [0, 1, 0, 1] == [d.x[i, 0][1] for i in range(4)] and len(d.x) == 4
+    with pytest.raises(ValueError, match="imagenet allows 2 .* to 13"):
+        kd.load("imagenet", root=tree, n_train=14)
+    for part in ("train/a", "val/b"):
+        (tmp_path / part).mkdir(parents=True)
+        with pytest.raises(ValueError, match="imagenet|not a folder a class"):
+            kd.load("imagenet", root=tmp_path)
+        TF.to_pil_image(torch.zeros(3, 9, 9)).save(tmp_path / part / "0.JPEG")
+    with pytest.raises(ValueError, match=r"same classes, only one has \['a', 'b'\]"):
+        kd.load("imagenet", root=tmp_path)

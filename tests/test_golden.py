@@ -1,0 +1,489 @@
+"""Losses, gradients, features, counts and schedules against other implementations' numbers.
+
+A handler stands for a *method name* of the index and gets a case's config, inputs and parameters,
+never its id and never what is expected. What it returns under a name is compared with the array
+of that name; a name that is expected and not returned is a failure.
+"""
+
+import json
+import os
+import re
+import sys
+import zlib
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from kdkit import metrics
+from kdkit.config import Run
+from kdkit.methods import (
+    CLILR, DCKD, DML, KD, ONE, Ind, OKDDip, Probe, Step, fields, method_class, methods,
+)
+from kdkit.models import Branches, Out, Peers, build, count, models
+
+FOLDER = Path(os.environ.get("KDKIT_GOLDEN") or Path(__file__).with_name("golden"))
+STEP = Step(torch.arange(0), 0, 1, torch.Generator().manual_seed(0))
+
+# Methods and networks of the vectors that the kit does not have yet, and the registry names whose
+# absence says so: `test_not_yet_is_not_there` fails as soon as one is there.
+NOT_YET = {
+    "CRD": "crd", "CRD(contrast loss)": "crd", "FitNet": "fitnet", "Hint(MSE)": "fitnet",
+    "AT": "at", "total(attention)": "at", "RKD": "rkd", "total(rkd)": "rkd", "FT": "ft",
+    "FT(core)": "ft", "CC": "cc", "OFD": "ofd", "ReviewKD": "reviewkd",
+    "ReviewKD(HCL)": "reviewkd", "ramp-up(ReviewKD)": "reviewkd", "KDCL-naive": "kdcl",
+    "KDCL-minlogit": "kdcl", "KDCL-linear": "kdcl", "KDCL-general(derived)": "kdcl",
+}
+NOT_YET_NETS = {
+    "resnet8x4", "resnet32x4", "resnet50", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", "vgg8",
+    "vgg11", "vgg13", "vgg16", "vgg19", "mobilenetv2", "shufflenetv1", "shufflenetv2",
+    "wrn_20_8_bottleneck", "vgg16_okddip", "densenet_40_12", "resnet18_imagenet",
+    "resnet34_imagenet", "resnet50_imagenet",
+}
+# Forms (kind "variant") that the kit does not offer, and why.
+NOT_OFFERED = {
+    "DML(variant: original form)": "the kit adds 1e-7 to DML's target in all its forms, this form "
+                                   "does not: `test_losses.py` checks T=1, detach=True instead",
+    "AT(variant: KD-Zoo)": "the kit's AT is RepDistiller's form, which DCKD's tables follow",
+    "FT(variant: paper/KD-Zoo)": "the kit's FT is RepDistiller's form, which DCKD's tables follow",
+    "CC(variant: Gaussian RBF, KD-Zoo)": "the kit's CC is RepDistiller's form, with no kernel",
+    "KDCL(variant: mean, shaoeric)": "no KDCL of the paper takes the mean of the logits",
+}
+# Networks whose name in the kit differs from the name in their repository.
+THEIRS = {"ResNet18": "resnet18", "ResNet34": "resnet34", "ResNet50": "resnet50",
+          "MobileNetV2": "mobilenetv2", "ShuffleV1": "shufflenetv1", "ShuffleV2": "shufflenetv2",
+          "imagenet.ResNet18": "resnet18_imagenet", "imagenet.ResNet34": "resnet34_imagenet",
+          "imagenet.ResNet50": "resnet50_imagenet", "imagenet.resnet34": "resnet34_imagenet"}
+OKDDIPS = {"resnet110": "resnet110_bottleneck", "wide_resnet20_8": "wrn_20_8_bottleneck",
+           "vgg16": "vgg16_okddip", "densenetd40k12": "densenet_40_12"}
+
+
+def network(repo: str, name: str) -> str:
+    """The kit's name of a network of a repository."""
+    ours = OKDDIPS if repo.endswith("OKDDip-AAAI2020") else {}
+    return (THEIRS | ours).get(name, name)
+
+
+# ---- handlers: config, inputs and parameters -> {name: value} ----
+
+def group(logits, pooled=None, feats=()):
+    return Out(logits, feats, feats, pooled)
+
+
+def probe(s, y):
+    return Probe(s, None, s.logits.shape[-1], y)
+
+
+def plant(layer, **tensors):
+    """Make `tensors` the parameters of `layer`, which must have asked for these shapes."""
+    for name, value in tensors.items():
+        assert getattr(layer, name).shape == value.shape, f"{name} is {tuple(value.shape)}"
+        delattr(layer, name)
+        setattr(layer, name, value)
+
+
+def total(method, terms, ramp=1.0):
+    """The trainer's sum of a method's terms."""
+    weights = method.weights()
+    assert weights.keys() == terms.keys()
+    return sum(w * (ramp if k in method.ramped else 1.0) * terms[k] for k, w in weights.items())
+
+
+@contextmanager
+def heard(cls, *names):
+    """What the method's module passes to its losses: name -> [(arguments, result)]."""
+    module = sys.modules[cls.__module__]
+    calls = {name: [] for name in names}
+
+    def listen(name, real):
+        def call(*args):
+            calls[name].append((args, real(*args)))
+            return calls[name][-1][1]
+        return call
+
+    with mock.patch.multiple(module, **{n: listen(n, getattr(module, n)) for n in names}):
+        yield calls
+
+
+def kd_loss(c, x):
+    method = KD(T=c["T"], eps=c.get("eps", 0.0))
+    y = torch.zeros(len(x["z_s"]), dtype=torch.int64)
+    loss = method.terms(group(x["z_s"]), y, group(x["z_t"]), STEP)["kd"]
+    loss.backward()
+    return {"loss": loss}
+
+
+def kd_script(c, x):
+    method = KD(**(KD.presets["okddip_paper"] | {"T": c["T"], "alpha": c["alpha"]}))
+    terms = method.terms(group(x["z_s"]), x["labels"], group(x["z_t"]), STEP)
+    loss = total(method, terms)
+    loss.backward()
+    return {"loss": loss, "loss_teacher": terms["kd"]}
+
+
+def kd_total(c, x):
+    assert c["distill"] == "kd"
+    method = KD(r=c["r"], alpha=c["a"], T=c["T"])
+    f_s, f_t = ([x[k] for k in sorted(x) if k.startswith(f)] for f in ("f_s", "f_t"))
+    s, t = group(x["z_s"], f_s[-1], tuple(f_s[:-1])), group(x["z_t"], f_t[-1], tuple(f_t[:-1]))
+    loss = total(method, method.terms(s, x["labels"], t, STEP))
+    loss.backward()
+    assert all(f.grad is None for f in f_s)
+    return {"loss": loss}
+
+
+def dckd(c, x):
+    a, b, g = c["alpha_beta_gamma"]
+    z = x["logits"]
+    method = DCKD(m=len(z), T=c["T"], tau=c["tau"], alpha=a, beta=b, gamma=g, reverse=c["reverse"],
+                  collection=c["collection"], detach_collection=c["detach_collection"])
+    with heard(DCKD, "ce", "kl_T") as calls:
+        terms = method.terms(group(z), x["labels"], group(x["z_t"]), STEP)
+    loss = total(method, terms)
+    loss.backward()
+    (_, ce), (_, kd), (_, col) = calls["ce"] + calls["kl_T"]
+    return {"loss": loss, "collection": method.collect(z), "ce": ce, "kd": kd, "col": col}
+
+
+def dml(c, x):
+    method = DML(m=c["m"], T=c["T"], pairwise=c["pairwise"])
+    loss = total(method, method.terms(group(x["logits"]), x["labels"], None, STEP))
+    loss.backward()
+    return {"loss": loss}
+
+
+def okddip(c, x):
+    z, h = x["logits"], x["feats"]
+    method = OKDDip(m=c["m"], T=c["T"], alpha=c["alpha"])
+    method.build(probe(group(z, h), x["labels"]))
+    plant(method.Wq, weight=x["Wq"])
+    plant(method.Wk, weight=x["Wk"])
+    with heard(OKDDip, "attend", "mix") as calls:
+        terms = method.terms(group(z, h), x["labels"], None, STEP)
+    (_, attention), (_, q) = calls["attend"][0], calls["mix"][0]
+    targets = torch.einsum("bac,cbk->abk", attention, z[: method.peers()])
+    assert torch.allclose(F.softmax(targets / method.T, -1), q, rtol=1e-10)  # what is used
+    loss = total(method, terms, c["consistency_weight"])
+    loss.backward()
+    grads = {f"grad_{k}{i}": g for k in ("logits", "feats") for i, g in enumerate(x[k].grad)}
+    return grads | {"loss": loss, "loss_true": terms["ce"], "loss_dis1": terms["peers"],
+                    "loss_dis2": terms["leader"], "attention": attention,
+                    "targets_logits": targets}
+
+
+def branches(cls):
+    """A method of branches on the vectors' toy branches: 1x1 convolution, pooling, linear."""
+
+    def handler(c, x):
+        method = cls(**{k: c[k] for k in ("m", "T", "alpha") if k in fields(cls)})
+        f = method.at_split(x["x_low"])
+        h = torch.stack([F.conv2d(f, w).mean((2, 3)) for w in x["branch_conv"]])  # (m, B, D)
+        z = torch.einsum("mbd,mkd->mbk", h, x["branch_lin_w"]) + x["branch_lin_b"].unsqueeze(1)
+        s = group(z, h, (x["x_low"],))
+        method.build(probe(s, x["labels"]))
+        got = {"logits": z}
+        if "gate_w" in x:
+            plant(method.fc, weight=x["gate_w"], bias=x["gate_b"])
+            plant(method.double().bn, weight=x["gate_bn_w"], bias=x["gate_bn_b"])
+            method.bn.register_forward_hook(
+                lambda layer, args, out: got.update(gate=F.softmax(F.relu(out), -1)))
+        with heard(cls, "kl_T") as calls:
+            terms = method.terms(s, x["labels"], None, STEP)
+        loss = total(method, terms, c["consistency_weight"])
+        loss.backward()
+        if "gate" in got:
+            assert torch.allclose(got["gate"].mean(0), method.seen["gate"])
+        for (_, target, *_), _ in calls["kl_T"]:
+            got["target_logits"] = target[0] if "gate" in got else target  # ONE: one for all
+        distilled = sum((terms[k] for k in method.ramped), torch.zeros((), dtype=z.dtype))
+        return got | {"loss": loss, "loss_true": total(method, terms, 0.0),
+                      "loss_group": distilled}
+
+    return handler
+
+
+def group_metrics(c, x):
+    z, y = x["logits"].detach().numpy(), x["labels"].numpy()
+    method = OKDDip(m=c["m"])
+    peers = z[: method.peers()]
+    scores = {"ensemble": metrics.ensemble(peers), "peer": peers, "leader": z[method.deployed(0)],
+              "ensemble_prob": metrics.ensemble(peers, of="probs")}
+    top1 = {f"true_{k}_top1": 100 * metrics.top(v, y) for k, v in scores.items()}  # in percent
+    return top1 | {"true_mean_pair_distance": metrics.diversity(peers)}
+
+
+def correlation_number(c, x):
+    p = x["p"].detach().numpy()
+    default = c["threshold"] == 1 / p.shape[-1]
+    n = metrics.correlation_number(p, None if default else c["threshold"])
+    return {"corr_num": n, "entropy": metrics.entropy(p)}
+
+
+def ramp_up(c, x):
+    epochs = 300
+    method = OKDDip(rampup=c["length"] / epochs)
+    return {"weight": [method.ramp(e, epochs) for e in x["epoch"].tolist()]}
+
+
+def lr_step(c, x):
+    from kdkit.train import lr_at
+    epochs = max(int(x["epoch1"].max()), *c["milestones"])
+    run = Run(lr=c["lr"], epochs=epochs, schedule="step",
+              milestones=tuple(e / epochs for e in c["milestones"]))
+    assert c["rate"] == 0.1
+    return {"lr": [lr_at(run, e - 1) for e in x["epoch1"].tolist()]}
+
+
+def lr_sgdr(c, x):
+    from kdkit.train import lr_at
+    epochs = max(int(x["epoch0"].max()) + 1, c["T_0"])
+    run = Run(lr=c["lr"], epochs=epochs, schedule="sgdr", T_0=c["T_0"] / epochs,
+              T_mult=c["T_mult"])
+    assert c["eta_min"] == 0
+    return {"lr": [lr_at(run, e) for e in x["epoch0"].tolist()]}
+
+
+def fill(net):
+    """Weights that depend on a layer's kind and shape alone, as the vectors' formula says."""
+
+    def draw(kind, shape):
+        key = f"{kind}:{'x'.join(map(str, shape))}".encode()
+        return torch.from_numpy(np.random.default_rng(zlib.crc32(key)).standard_normal(shape))
+
+    with torch.no_grad():
+        for m in net.modules():
+            if isinstance(m, nn.Conv2d | nn.Linear):
+                kind, w = ("conv", m.weight) if isinstance(m, nn.Conv2d) else ("linear", m.weight)
+                scale = (2 / w[0].numel() if kind == "conv" else 1 / w.shape[1]) ** 0.5
+                w.copy_(draw(f"{kind}_weight", w.shape) * scale)
+                if m.bias is not None:
+                    m.bias.copy_(draw(f"{kind}_bias", m.bias.shape) * 0.05)
+            elif isinstance(m, nn.BatchNorm2d):
+                m.weight.copy_(1 + 0.1 * draw("bn_weight", m.weight.shape))
+                m.bias.copy_(0.1 * draw("bn_bias", m.bias.shape))
+            elif isinstance(m, nn.Dropout):
+                m.p = 0.0
+
+
+def net_forward(c, x):
+    name = network(c["source"]["repo"], c["source"]["symbol"])
+    net = build(name, classes=c["classes"]).double().train()
+    fill(net)
+    rng = np.random.default_rng(zlib.crc32(b"x:%d" % c["B"]))
+    with torch.no_grad():
+        out = net(torch.from_numpy(rng.standard_normal((c["B"], 3, 32, 32))))
+    got = {"logits": out.logits}
+    for i, f in enumerate((*out.feats, out.pooled)):
+        got[f"feat{i}_shape"] = torch.tensor(f.shape)
+        got[f"feat{i}_stats"] = torch.stack([f.mean(), f.std(), f.abs().max()])
+    for i, f in enumerate((*out.preacts, out.pooled)):
+        got[f"preact{i}_stats"] = torch.stack([f.mean(), f.std(), f.min()])
+    return got
+
+
+HANDLERS = {
+    "KD": kd_loss, "KD(OKDDip KL_Loss)": kd_loss, "KD(OKDDip script)": kd_script,
+    "total(kd)": kd_total, "DCKD(derived)": dckd, "DML": dml,
+    "OKDDip": okddip, "ONE": branches(ONE), "CL-ILR": branches(CLILR), "Ind": branches(Ind),
+    "metrics(OKDDip)": group_metrics,
+    "correlation number(derived)": correlation_number, "ramp-up": ramp_up,
+    "lr schedule(step)": lr_step, "lr schedule(SGDR)": lr_sgdr, "net forward": net_forward,
+}
+
+
+# ---- reading and comparing ----
+
+INDEX = json.loads((FOLDER / "index.json").read_text())["cases"]
+COUNTS = json.loads((FOLDER / "net_counts.json").read_text())["rows"]
+
+
+def collected(case: dict) -> bool:
+    """Is the case compared here? One of an unknown method is, and fails."""
+    if case["method"] == "net forward":
+        return network(case["source"]["repo"], case["source"]["symbol"]) not in NOT_YET_NETS
+    return case["method"] not in NOT_YET and case["method"] not in NOT_OFFERED
+
+
+CASES = {case["id"]: case for case in INDEX if collected(case)}
+
+
+def read(case: dict) -> dict[str, np.ndarray]:
+    """A case's arrays, which must be those of the index."""
+    with np.load(FOLDER / case["file"], allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    seen = {name: (list(a.shape), str(a.dtype)) for name, a in arrays.items()}
+    assert seen == {name: (a["shape"], a["dtype"]) for name, a in case["arrays"].items()}
+    return arrays
+
+
+def expected(case: dict) -> list[str]:
+    """The names to compare; `official_*` metrics record a defect of their code."""
+    known = {"input", "param", "expected", "expected_grad", "info"}
+    assert {a["role"] for a in case["arrays"].values()} <= known
+    names = [n for n, a in case["arrays"].items() if a["role"].startswith("expected")]
+    return [n for n in names
+            if not (case["method"].startswith("metrics(") and n.startswith("official_"))]
+
+
+@cache
+def computed(id: str) -> dict[str, np.ndarray]:
+    """What the library computes for a case, with the gradient of every input that got one."""
+    case = CASES[id]
+    assert case["method"] in HANDLERS, f"unknown method {case['method']!r}"
+    arrays = read(case)
+    x = {n: torch.from_numpy(arrays[n].copy()) for n, a in case["arrays"].items()
+         if a["role"] in ("input", "param")}
+    for v in x.values():
+        v.requires_grad_(v.is_floating_point())
+    got = HANDLERS[case["method"]](case["config"] | {"source": case["source"]}, x)
+    grads = {f"grad_{n}": v.grad for n, v in x.items() if v.grad is not None}
+    got = {n: v.detach() if torch.is_tensor(v) else v for n, v in (grads | got).items()}
+    return {n: np.asarray(v) for n, v in got.items()}
+
+
+def differences(case: dict, got: dict, want: dict[str, np.ndarray]) -> list[str]:
+    """One line for each expected array that `got` lacks or misses."""
+    lines = []
+    for name in expected(case):
+        if name not in got:
+            lines.append(f"{name}: not computed")
+        elif got[name].shape != want[name].shape:
+            lines.append(f"{name}: shape {got[name].shape}, expected {want[name].shape}")
+        else:
+            error = np.abs(got[name] - want[name])
+            allowed = case["atol"] + case["rtol"] * np.abs(want[name])
+            if not (error <= allowed).all():  # also where it is nan
+                lines.append(f"{name}: off by up to {np.nanmax(error / allowed):.3g} tolerances")
+    return lines
+
+
+@pytest.mark.parametrize("id", CASES)
+def test_golden(id):
+    assert expected(CASES[id])
+    assert differences(CASES[id], computed(id), read(CASES[id])) == []
+
+
+@pytest.mark.parametrize("id", CASES)
+def test_a_falsified_value_is_noticed(id):
+    """One element of one expected array off by ten tolerances fails the case, and names it."""
+    case, want = CASES[id], read(CASES[id])
+    for name in expected(case):
+        wrong = want[name].astype(np.float64)
+        at = np.unravel_index(wrong.size // 2, wrong.shape) if wrong.size else None
+        wrong[at] += 10 * (case["atol"] + case["rtol"] * abs(wrong[at]))
+        found = differences(case, computed(id), want | {name: wrong})
+        assert [line.partition(":")[0] for line in found] == [name]
+        fewer = {k: v for k, v in computed(id).items() if k != name}
+        assert differences(case, fewer, want) == [f"{name}: not computed"]
+
+
+def test_folder_is_whole():
+    assert len(CASES) > 0 and len(INDEX) == len({case["id"] for case in INDEX})
+    assert {case["file"] for case in INDEX} == {file.name for file in FOLDER.glob("*.npz")}
+
+
+def test_not_yet_is_not_there():
+    assert [name for name in NOT_YET.values() if name in methods()] == []
+    assert sorted(NOT_YET_NETS.intersection(models())) == []
+    names = [*HANDLERS, *NOT_YET, *NOT_OFFERED]
+    assert len(names) == len(set(names))
+
+
+def test_only_variants_are_not_offered():
+    assert all(case["kind"] == "variant" for case in INDEX if case["method"] in NOT_OFFERED)
+    assert all("variant" in name and why for name, why in NOT_OFFERED.items())
+
+
+# ---- parameters, multiply-adds and batch-norm buffers of networks ----
+
+GROUP = re.compile(r"(.+)\[(.+) (branch|network) m=(\d+)\]")
+# methods.md, "Counts not to be matched": their own arithmetic stands in `test_counts`.
+EXEMPT = {
+    ("densenet_40_12", None): {"params", "bn_buffers"},  # all branches share one block object
+    ("densenet_40_12", "OKDDip"): {"macs"},  # the leader's block runs once more
+    ("vgg16_okddip", "ONE"): {"macs"},  # every branch runs twice
+}
+
+
+def parse(row: dict) -> tuple[str, str | None, str, int]:
+    """The kit's name of a row's network, the method's title, what it is based on, and m."""
+    found = GROUP.fullmatch(row["net"])
+    name, title, based, m = found.groups() if found else (row["net"], None, "network", 1)
+    return network(row["peer"], name), title, based, int(m)
+
+
+ROWS = {f"{row['peer'].partition('/')[0]}-{row['net']}": row for row in COUNTS
+        if parse(row)[0] not in NOT_YET_NETS}
+
+
+class WithMethod(nn.Module):
+    """A group of students and one call of its method's terms, for `count`."""
+
+    def __init__(self, students, method):
+        super().__init__()
+        self.students, self.method = students, method
+
+    def forward(self, x):
+        s = self.students(x)
+        self.method.terms(s, torch.zeros(len(x), dtype=torch.int64), None, STEP)
+        return s
+
+
+def counts(net, x):
+    params, macs = count(net, x)
+    buffers = (b.numel() for n, b in net.named_buffers() if n.endswith(("_mean", "_var")))
+    return {"params": params, "macs": macs, "bn_buffers": sum(buffers)}
+
+
+@pytest.mark.parametrize("id", ROWS)
+def test_counts(id):
+    row = ROWS[id]
+    name, title, based, m = parse(row)
+    c_in, K = row["input"][0], row["classes"]
+    x, net = torch.zeros(1, *row["input"]), build(name, c_in, K)
+    got = counts(net, x)
+    if title:
+        got = count_group(name, title, based, m, net, x, got)
+    exempt = EXEMPT.get((name, title), set())
+    exempt = exempt | EXEMPT.get((name, None), set()) if title and based == "branch" else exempt
+    compared = {"params", "macs", "bn_buffers"} - exempt
+    assert {k: got[k] for k in compared} == {k: row[k] for k in compared}
+
+
+def count_group(name, title, based, m, net, x, single):
+    """Counts of a group with its method's layers, checked against arithmetic on one network."""
+    cls, = (method_class(n) for n in methods() if method_class(n).title == title)
+    method = cls(m=m, based=based)
+    K = net.fc.out_features
+    nets = [build(name, x.shape[1], K) for _ in range(m)]
+    students = Branches(nets, method.at_split) if based == "branch" else Peers(nets)
+    with torch.no_grad():
+        s = students.eval()(x)
+    method.build(probe(s, None))
+    got = counts(WithMethod(students, method), x)
+    shared = counts(nn.Sequential(*[First(part) for part in net.parts[: net.split]]), x)
+    D, C = s.pooled.shape[-1], s.feats[-1].shape[1] if based == "branch" else 0
+    own = {"OKDDip": dict(params=2 * D * (D // 8), macs=2 * (m - 1) * D * (D // 8), bn_buffers=0),
+           "ONE": dict(params=(C + 1 + 2) * m, macs=C * m, bn_buffers=2 * m),
+           "CL-ILR": dict.fromkeys(single, 0), "Ind": dict.fromkeys(single, 0)}[title]
+    for key, one in single.items():
+        common = shared[key] if based == "branch" else 0
+        assert got[key] == common + m * (one - common) + own[key], key
+    return got
+
+
+class First(nn.Module):
+    """A part of a network, giving its feature only."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, f):
+        return self.part(f)[0]
