@@ -1,0 +1,1 @@
+"""kdkit: a notebook-first study kit for knowledge distillation."""

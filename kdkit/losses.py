@@ -17,9 +17,14 @@ def ce(z: Tensor, y: Tensor) -> Tensor:
     return -picked.squeeze(-1).mean(-1)
 
 
+def _plogp(p: Tensor) -> Tensor:
+    """p log p, 0 at 0, with a finite gradient there (xlogy's is infinite: softmax makes it nan)."""
+    return p * p.clamp_min(torch.finfo(p.dtype).tiny).log()
+
+
 def kl(p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q), p as probabilities: (..., B, K) -> (...,); 0 log 0 = 0; p may pass gradient."""
-    return (torch.special.xlogy(p, p) - p * log_q).sum(-1).mean(-1)
+    return (_plogp(p) - p * log_q).sum(-1).mean(-1)
 
 
 def kl_T(z_s: Tensor, z_t: Tensor, T: float, eps: float = 0.0) -> Tensor:
@@ -33,7 +38,7 @@ def kl_T(z_s: Tensor, z_t: Tensor, T: float, eps: float = 0.0) -> Tensor:
 
 def entropy(p: Tensor) -> Tensor:
     """H(p) in nats, 0 log 0 = 0. (..., K) -> (...,)."""
-    return -torch.special.xlogy(p, p).sum(-1)
+    return -_plogp(p).sum(-1)
 
 
 def others_mean(z: Tensor) -> Tensor:

@@ -67,6 +67,27 @@ def calibration_error(p: Array, y: Array, bins: int = 15) -> float:
     return float(np.abs(gap).sum() / len(p))
 
 
+def report(z: Array, y: Array, peers: int, deployed: int | None, teacher: Array | None) -> dict:
+    """A run's numbers, accuracies in percent, from its test logits.
+
+    z: (m, N, K) students; y: (N,); the first `peers` count for diversity and ensemble; deployed:
+    the student whose accuracy is `top1_deployed`, None for their mean; teacher: (N, K) or None.
+    """
+    p, top1 = softmax(z), 100 * top(z, y)
+    out = {
+        "top1": top1.tolist(), "top5": (100 * top(z, y, 5)).tolist(), "deployed": deployed,
+        "top1_deployed": float(top1.mean() if deployed is None else top1[deployed]),
+        "ensemble": 100 * float(top(ensemble(z[:peers]), y)),
+        "ensemble_probs": 100 * float(top(ensemble(z[:peers], "probs"), y)),
+        "diversity": diversity(z[:peers]) if peers > 1 else None,
+        "correlation_number": float(correlation_number(p).mean()),
+        "correlation_number_T4": float(correlation_number(softmax(z, 4)).mean()),
+        "entropy": float(entropy(p).mean()),
+        "calibration_error": [calibration_error(q, y) for q in p],
+    }
+    return out if teacher is None else out | {"teacher_top1": 100 * float(top(teacher, y))}
+
+
 def summary(values) -> tuple[int, float, float]:
     """(n, mean, standard deviation with n-1; nan for one value)."""
     v = np.asarray(list(values), np.float64)

@@ -6,15 +6,10 @@ kernel can disturb it, and a checkpoint needs no generator's state to go on bit-
 
 import math
 import os
-import platform
-import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +20,7 @@ from tqdm.auto import tqdm
 from . import metrics, store
 from .config import Run, seed_of
 from .data import Data, Folders, load
+from .machine import environment, machine, pinned, stoppable
 from .methods import Method, Probe, Step, make, method_class, resolve, source_digest
 from .models import Out, memory_format
 
@@ -52,58 +48,6 @@ def lr_at(run: Run, epoch: int) -> float:
     while at >= length:
         at, length = at - length, length * run.T_mult
     return run.lr * (1 + math.cos(math.pi * at / length)) / 2
-
-
-def machine(run: Run) -> tuple[torch.device, torch.dtype, str]:
-    """(device, dtype of autocast, why): all that CUDA needs of its own is here and in `pinned`."""
-    if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-        device, able = torch.device("cuda"), torch.cuda.is_bf16_supported()
-    else:
-        cpu = torch.cpu.get_capabilities()
-        device, able = torch.device("cpu"), cpu.get("avx512_bf16") or cpu.get("amx_bf16")
-    if run.precision != "auto":
-        why = "the run says so"
-    else:
-        why = f"this {device.type} {'computes' if able else 'does not compute'} in bf16"
-    half = run.precision == "bf16" or (run.precision == "auto" and able)
-    return device, torch.bfloat16 if half else torch.float32, why
-
-
-@contextmanager
-def pinned(run: Run):
-    """The run's threads and a private global generator (dropout draws from it), put back after."""
-    before = torch.get_num_threads()
-    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(devices=cuda):
-            if run.threads:
-                torch.set_num_threads(run.threads)
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def stoppable():
-    """Ctrl-C, a notebook's stop button and SIGTERM set an event; a second Ctrl-C acts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals reach the main thread alone
-        return
-
-    def heard(number, frame):
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {s: signal.signal(s, heard) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
 
 
 @dataclass
@@ -361,54 +305,28 @@ def resume(job: Job) -> None:
     job.resumed_at = job.epoch
 
 
-def results(job: Job, z: np.ndarray, teacher: np.ndarray | None) -> dict:
-    """The run's numbers from its stored logits z (m, N, K); accuracies in percent."""
-    y, m = job.data.y_test.cpu().numpy(), job.method.peers()
-    which, top1 = job.method.deployed(job.run.seed), 100 * metrics.top(z, y)
-    p = metrics.softmax(z)
-    best = max(job.history, key=lambda row: np.mean(row["probe_top1"]))
-    out = {
-        "top1": top1.tolist(), "top5": (100 * metrics.top(z, y, 5)).tolist(), "deployed": which,
-        "top1_deployed": float(top1.mean() if which is None else top1[which]),
-        "ensemble": 100 * float(metrics.top(metrics.ensemble(z[:m]), y)),
-        "ensemble_probs": 100 * float(metrics.top(metrics.ensemble(z[:m], "probs"), y)),
-        "diversity": metrics.diversity(z[:m]) if m > 1 else None,
-        "correlation_number": float(metrics.correlation_number(p).mean()),
-        "correlation_number_T4": float(metrics.correlation_number(metrics.softmax(z, 4)).mean()),
-        "entropy": float(metrics.entropy(p).mean()),
-        "calibration_error": [metrics.calibration_error(q, y) for q in p],
-        "best_probe": {"epoch": best["epoch"], "top1": best["probe_top1"]},
-    }
-    if teacher is not None:
-        out["teacher_top1"] = 100 * float(metrics.top(teacher, y))
-    return out
-
-
-def environment(job: Job) -> dict:
-    """Versions, processor, commit, threads and precision, for the record."""
-    here = Path(__file__).parents[1]
-    git = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True) \
-        if (here / ".git").exists() else None
-    return {"python": platform.python_version(), "torch": torch.__version__,
-            "device": str(job.device), "processor": platform.processor() or platform.machine(),
-            "commit": git.stdout.strip() if git else None, "threads": torch.get_num_threads(),
-            "precision": {torch.float32: "fp32", torch.bfloat16: "bf16"}[job.dtype]}
-
-
 def finish(job: Job) -> store.Record:
     """Test once, at the last epoch, and store the run."""
     z, t = predict(job), None
-    if job.teacher:
-        parts = [job.teacher(x, None) for x, _, _ in
-                 job.data.batches(False, EVAL_BATCH, "none", None)]
-        t = torch.cat([o.logits for o in parts]).cpu().numpy()
     its_run = job.method.teacher_run(job.run)
-    logits, z, t = store.packed(z, t, job.data.y_test.cpu().numpy())
+    kept = store.find(its_run).test_logits if its_run else {}
+    if its_run and "students_classes" not in kept:
+        t = kept["students"].astype(np.float32).mean(0)  # several students: their ensemble
+    elif its_run:  # the store kept only the largest logits
+        parts = [job.teacher(x, None).logits for x, _, _ in
+                 job.data.batches(False, EVAL_BATCH, "none", None)]
+        t = torch.cat(parts).cpu().numpy()
+    y, method = job.data.y_test.cpu().numpy(), job.method
+    logits, z, t = store.packed(z, t, y)
+    result = metrics.report(z, y, method.peers(), method.deployed(job.run.seed), t)
+    best = max(job.history, key=lambda row: np.mean(row["probe_top1"]))
+    result["best_probe"] = {"epoch": best["epoch"], "top1": best["probe_top1"]}
     meta = {
         "method": job.method.title, "shape": list(job.data.shape), "classes": job.data.classes,
         "class_names": list(job.data.class_names), "teacher": its_run and store.run_id(its_run),
-        "environment": environment(job), "seconds": round(job.elapsed, 2),
-        "resumed_at": job.resumed_at, "history": job.history, "result": results(job, z, t),
+        "environment": environment(job.device, job.dtype),
+        "seconds": round(job.elapsed, 2),
+        "resumed_at": job.resumed_at, "history": job.history, "result": result,
     }
     arrays = {k: np.stack(v) for k, v in job.arrays.items()}
     arrays["probe_index"] = job.data.probe()[:64].cpu().numpy()

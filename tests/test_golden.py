@@ -24,7 +24,18 @@ from torch.nn import functional as F
 from kdkit import metrics
 from kdkit.config import Run
 from kdkit.methods import (
-    CLILR, DCKD, DML, KD, ONE, Ind, OKDDip, Probe, Step, fields, method_class, methods,
+    CLILR,
+    DCKD,
+    DML,
+    KD,
+    ONE,
+    Ind,
+    OKDDip,
+    Probe,
+    Step,
+    fields,
+    method_class,
+    methods,
 )
 from kdkit.models import Branches, Out, Peers, build, count, models
 
@@ -48,8 +59,6 @@ NOT_YET_NETS = {
 }
 # Forms (kind "variant") that the kit does not offer, and why.
 NOT_OFFERED = {
-    "DML(variant: original form)": "the kit adds 1e-7 to DML's target in all its forms, this form "
-                                   "does not: `test_losses.py` checks T=1, detach=True instead",
     "AT(variant: KD-Zoo)": "the kit's AT is RepDistiller's form, which DCKD's tables follow",
     "FT(variant: paper/KD-Zoo)": "the kit's FT is RepDistiller's form, which DCKD's tables follow",
     "CC(variant: Gaussian RBF, KD-Zoo)": "the kit's CC is RepDistiller's form, with no kernel",
@@ -156,6 +165,15 @@ def dml(c, x):
     loss = total(method, method.terms(group(x["logits"]), x["labels"], None, STEP))
     loss.backward()
     return {"loss": loss}
+
+
+def dml_original(c, x):
+    method = DML(m=2, T=c["T"], alpha=c["lambda"], detach=True, eps=0.0)
+    z = torch.stack([x["z1"], x["z2"]])
+    with heard(DML, "ce", "kl_T") as calls:
+        total(method, method.terms(group(z), x["labels"], None, STEP)).backward()
+    each = calls["ce"][0][1] + method.alpha * calls["kl_T"][0][1]  # (2,): one loss a network
+    return {"loss1": each[0], "loss2": each[1]}
 
 
 def okddip(c, x):
@@ -290,6 +308,7 @@ def net_forward(c, x):
 HANDLERS = {
     "KD": kd_loss, "KD(OKDDip KL_Loss)": kd_loss, "KD(OKDDip script)": kd_script,
     "total(kd)": kd_total, "DCKD(derived)": dckd, "DML": dml,
+    "DML(variant: original form)": dml_original,
     "OKDDip": okddip, "ONE": branches(ONE), "CL-ILR": branches(CLILR), "Ind": branches(Ind),
     "metrics(OKDDip)": group_metrics,
     "correlation number(derived)": correlation_number, "ramp-up": ramp_up,

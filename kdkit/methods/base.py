@@ -186,7 +186,8 @@ def source_digest(cls: type[Method]) -> str:
             body = getattr(node, "body", None)
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
                 node.body = body[1:] or [ast.Pass()]
-        trees.append(ast.dump(tree) if tree else repr(sorted(vars(c), key=str)))
+        known = {k: str(v) for k, v in vars(c).items() if k == "__annotations__" or k[:2] != "__"}
+        trees.append(ast.dump(tree) if tree else repr(sorted(known.items())))
     return hashlib.sha256("\n".join(trees).encode()).hexdigest()[:16]
 
 

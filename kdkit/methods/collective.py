@@ -51,7 +51,7 @@ class DCKD(Method):
         return KD, {}
 
     def weights(self) -> dict[str, float]:
-        return {"ce": self.alpha, "kd": self.beta, "collection": self.gamma}
+        return {"ce": self.alpha, "teacher": self.beta, "collection": self.gamma}
 
     def collect(self, z: Tensor) -> Tensor:
         """m_k for each student: (m, B, K) -> (m, B, K)."""
@@ -67,7 +67,7 @@ class DCKD(Method):
         p, q = (z, collection) if self.reverse else (collection, z)
         return {
             "ce": ce(z, y).sum(),
-            "kd": kl_T(z, t.logits.expand_as(z), self.T).sum(),
+            "teacher": kl_T(z, t.logits.expand_as(z), self.T).sum(),
             "collection": kl_T(q, p, self.tau).sum(),  # KL(softmax(p) || softmax(q))
         }
 

@@ -26,6 +26,9 @@ def attend(h: Tensor, kind: str, L: nn.Module, E: nn.Module, draw: torch.Generat
     kind "learned": softmax_b((L h_a) . (E h_b)) (Eq. 9, 10); the others are Table 5's ablations:
     "symmetric" has L = E = identity, "random" draws anew at each step, "entropy" is the identity.
     """
+    if isinstance(h, tuple):
+        raise ValueError("OKDDip's attention compares pooled features: its peers need one width, "
+                         f"these have {[f.shape[-1] for f in h]}")
     n, B, _ = h.shape
     if kind == "random":
         A = torch.rand(B, n, n, generator=draw).to(h)
@@ -108,8 +111,7 @@ class OKDDip(Method):
         self.watch(attention=A.mean(0))
         q = mix(z, A, self.T, self.aggregate)  # (n, B, K)
         if self.attention == "entropy":
-            H = self.T**2 * entropy(q).mean(-1).sum()
-            peers = H if self.entropy_sign == "+" else -H
+            peers = (1 if self.entropy_sign == "+" else -1) * self.T**2 * entropy(q).mean(-1).sum()
         else:
             peers = self.distil(z, q).sum()
         out = {"ce": ce(z, y).sum(), "peers": peers}
@@ -144,8 +146,8 @@ class OKDDipKD(OKDDip):
         return KD, {}
 
     def weights(self) -> dict[str, float]:
-        return super().weights() | {"kd": self.beta}
+        return super().weights() | {"teacher": self.beta}
 
     def terms(self, s, y, t, step) -> dict[str, Tensor]:
-        kd = kl_T(s.logits, t.logits.expand_as(s.logits), self.T, EPS).sum()
-        return super().terms(s, y, t, step) | {"kd": kd}
+        teacher = kl_T(s.logits, t.logits.expand_as(s.logits), self.T, EPS).sum()
+        return super().terms(s, y, t, step) | {"teacher": teacher}

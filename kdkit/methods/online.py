@@ -51,12 +51,15 @@ class DML(Method):
     | z_i    | s.logits | (m, B, K) |
     | t_i    | target   | (m, B, K) |
 
-    Gradient stops nowhere: targets pass it on to the other networks (`detach` stops it there).
+    Gradient stops nowhere: targets pass it on to the other networks (`detach` stops it there); a
+    teacher is frozen.
 
     Differences from the paper:
     1. T = 3 with T^2, eps = 1e-7 on the target and one joint backward, as in OKDDip's code; the
-       paper has T = 1, constant targets and alternating updates (`T=1, detach=True` gives it).
+       paper has T = 1, eps = 0, constant targets and alternating updates (`detach` for the target).
     2. The default target averages logits first, as OKDDip's script does; the paper is `pairwise`.
+    3. `teacher_weight` adds a teacher's term to each network, as in DCKD's Table 5; that its T
+       is DML's, without ramp-up, is a choice.
     """
 
     name, title = "dml", "DML"
@@ -66,23 +69,33 @@ class DML(Method):
     alpha: Weight = 1.0  # weight of the mutual term
     pairwise: bool = False
     detach: bool = False
+    eps: Weight = EPS  # added to the target's probabilities
+    teacher_weight: Weight = 0.0  # of KL to a teacher's prediction; 0: no teacher is trained
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.teacher_weight > 0
 
     def control(self):
         return Ind, {"m": self.m, "based": "network"}
 
     def weights(self) -> dict[str, float]:
-        return {"ce": 1.0, "mutual": self.alpha}
+        teacher = {"teacher": self.teacher_weight} if self.needs_teacher else {}
+        return {"ce": 1.0, "mutual": self.alpha} | teacher
 
     def terms(self, s, y, t, step) -> dict[str, Tensor]:
         z = s.logits
         fixed = z.detach() if self.detach else z  # the paper: the other's prediction is constant
         if self.pairwise:
-            pairs = [kl_T(z, fixed.roll(k, 0), self.T, EPS).sum() for k in range(1, self.m)]
+            pairs = [kl_T(z, fixed.roll(k, 0), self.T, self.eps).sum() for k in range(1, self.m)]
             mutual = sum(pairs) / len(pairs)
         else:
             target = others_mean(fixed)  # (m, B, K)
-            mutual = kl_T(z, target, self.T, EPS).sum()
-        return {"ce": ce(z, y).sum(), "mutual": mutual}
+            mutual = kl_T(z, target, self.T, self.eps).sum()
+        out = {"ce": ce(z, y).sum(), "mutual": mutual}
+        if self.needs_teacher:
+            out["teacher"] = kl_T(z, t.logits.expand_as(z), self.T, self.eps).sum()
+        return out
 
 
 class CLILR(Method):

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..config import choose
+
 
 class Out(NamedTuple):
     """What a network, or a group of m of them, answers to a batch.
@@ -78,14 +80,14 @@ def models() -> list[str]:
 
 
 def build(name: str, c_in: int = 3, classes: int = 100) -> Net:
-    """Build one network. `name_w2` doubles every width of a CIFAR ResNet.
+    """Build one network. `name_w2` doubles every width of a CIFAR ResNet; 1/16 is the least.
 
-    Raises ValueError for a name that is not in `models()`.
+    Raises ValueError, with the nearest names, for a name that is not in `models()`.
     """
-    base, _, width = name.partition("_w") if name not in _REGISTRY else (name, "", "")
-    if base not in _REGISTRY or (width and not re.fullmatch(r"\d+(\.\d+)?", width)):
-        raise ValueError(f"unknown network {name!r}; known: {', '.join(models())}")
-    return _REGISTRY[base](base, c_in, classes, float(width or 1))
+    base, _, width = (name, "", "1") if name in _REGISTRY else name.partition("_w")
+    if not re.fullmatch(r"\d+(\.\d+)?", width) or float(width) < 1 / 16:
+        base = name
+    return _REGISTRY[choose(base, models(), "network")](base, c_in, classes, float(width))
 
 
 def count(net: nn.Module, x: Tensor) -> tuple[int, int]:

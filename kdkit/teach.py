@@ -1,0 +1,144 @@
+"""What only notebooks use: the lab, real source on the page, predictions, checks of exercises."""
+
+import inspect
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from IPython.display import HTML, Code, display
+
+from . import plots, store, train
+from .config import Run, preset
+from .store import Record
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Runs of one preset. `get` and `all` return finished records: from the store, else trained."""
+
+    base: Run
+    seeds: tuple[int, ...]
+
+    def run(self, **fields) -> Run:
+        """The run of this lab with fields changed: `lab.run(method="kd", T=2.0)`."""
+        return self.base.but(**fields)
+
+    def get(self, fresh: bool = False, **fields) -> Record:
+        """One finished run; `seed` is the lab's first if not given."""
+        run = self.run(**{"seed": self.seeds[0], **fields})
+        return train.get(run, fresh, None if train.quiet() else _Live())
+
+    def all(self, **fields) -> list[Record]:
+        """The finished runs of all the lab's seeds."""
+        return [self.get(**{**fields, "seed": seed}) for seed in self.seeds]
+
+    def figure(self, name: str) -> pd.DataFrame:
+        """Get the runs of a figure, draw it, save it, show it with what it says; its numbers."""
+        spec = plots.FIGURES[name]
+        records = [r for fields in spec.runs for r in self.all(**fields)]
+        table, fig = spec.table(records), spec.draw(records)
+        alt, *findings = spec.say(table)
+        plots.save(fig, name, alt, table)
+        display(HTML(plots.html(fig, alt)))
+        display(HTML(f"<p>{alt}</p>" + "".join(f"<p>→ {line}</p>" for line in findings)))
+        return table
+
+
+def lab(preset_name: str = "auto", seeds: int | None = None, **fields) -> Lab:
+    """The lab of a preset; "auto" is $KDKIT_PRESET, or the lesson.
+
+    seeds: how many (0, 1, ...); if not given $KDKIT_SEEDS, or 1. fields: changes to every run.
+    """
+    if preset_name == "auto":
+        preset_name = os.environ.get("KDKIT_PRESET") or "lesson"
+    if seeds is None:
+        seeds = int(os.environ.get("KDKIT_SEEDS") or 1)
+    if seeds < 1:
+        raise ValueError(f"seeds={seeds!r}: must be at least 1")
+    return Lab(preset(preset_name, **fields), tuple(range(seeds)))
+
+
+class _Live:
+    """A curve that grows in place while a run trains: at most twice a second."""
+
+    def __init__(self):
+        self.handle, self.last = None, 0.0
+
+    def __call__(self, job) -> None:
+        done = job.epoch == job.run.epochs
+        if time.monotonic() - self.last < 0.5 and not done:
+            return
+        self.last = time.monotonic()
+        title = f"{job.method.title}, seed {job.run.seed}, epoch {job.epoch} of {job.run.epochs}"
+        picture = HTML(plots.html(plots.draw_progress(job.history, title), title))
+        if self.handle is None:
+            self.handle = display(picture, display_id=True)
+        else:
+            self.handle.update(picture)
+
+
+def show(obj: Any) -> None:
+    """The real source of a class or function, as it runs."""
+    display(Code(inspect.getsource(obj), language="python"))
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A prediction made before a run."""
+
+    question: str
+    value: float
+    unit: str
+
+    def compare(self, actual: float) -> None:
+        """Print guess, outcome and how far apart they are."""
+        side = "the same direction" if self.value * actual > 0 else "another direction"
+        print(f"{self.question}\n  you said {self.value:+.2f} {self.unit}, it is {actual:+.2f} "
+              f"{self.unit}: {abs(actual - self.value):.2f} apart, in {side}")
+
+
+def predict(question: str, guess: float, unit: str = "points") -> Guess:
+    """Store a guess (in the run store, so that a restarted kernel keeps it) before a run.
+
+    Running the cell again with another number counts as a new guess and replaces the old one.
+    """
+    path = store.root() / "guesses.json"
+    try:
+        kept = json.loads(path.read_text())
+    except (OSError, ValueError):
+        kept = {}
+    kept[question] = {"guess": float(guess), "unit": unit, "at": round(time.time())}
+    store.write(path, json.dumps(kept, indent=1).encode())
+    return Guess(question, float(guess), unit)
+
+
+def check(yours: Callable, reference: Callable, cases: list[tuple], hint: str = "") -> bool:
+    """Compare a learner's function with the library's on `cases` (tuples of arguments).
+
+    Prints one line: right, not written yet (it returned None), or the first case that differs.
+    """
+    for number, case in enumerate(cases, 1):
+        want = torch.as_tensor(reference(*case), dtype=torch.float64)
+        try:
+            got = yours(*case)
+        except Exception as e:  # a learner's mistake is an answer, not a crash of the notebook
+            print(f"case {number}: {type(e).__name__}: {e}. {hint}")
+            return False
+        if got is None or got is Ellipsis:
+            print(f"not written yet. {hint}")
+            return False
+        got = torch.as_tensor(got, dtype=torch.float64)
+        if got.shape != want.shape:
+            print(f"case {number}: shape {tuple(got.shape)}, should be {tuple(want.shape)}. {hint}")
+            return False
+        if not torch.allclose(got, want, rtol=1e-4, atol=1e-6):
+            far = (got - want).abs().max().item()
+            print(f"case {number}: differs by up to {far:.4g}. {hint}")
+            return False
+    print(f"right: the same as the library on {len(cases)} case(s)")
+    return True
