@@ -77,7 +77,7 @@ def stoppable():
         yield stop
     finally:
         for s, handler in before.items():
-            signal.signal(s, handler)
+            signal.signal(s, handler or signal.SIG_DFL)  # None: it was not set from Python
 
 
 def environment(device: torch.device, dtype: torch.dtype) -> dict:

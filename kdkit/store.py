@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +26,11 @@ from torch import Tensor, nn
 
 from . import models
 from .config import FORMAT, Run, content, digest
-from .methods import is_ours, make, method_class, resolve, source_digest
+from .methods import effective, is_ours, make, method_class, resolve, source_digest
 
 ID = re.compile(r"[0-9a-f]{12}")
+OURS = re.compile(r"(record\.json|weights\.pt|history\.npz|test_logits\.npz|checkpoint\.pt|"
+                  r"progress\.json)(\.\d+\.part|\.damaged-[0-9a-f]+)?")  # in a run's folder
 
 
 def root() -> Path:
@@ -50,16 +52,22 @@ def say(text: str) -> None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write `path` whole or not at all: temporary file, sync, rename."""
+    """Write `path` whole or not at all: temporary file, sync, rename. OSError: it was not."""
     if not main_process():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except BaseException as e:  # a full disk, or a second Ctrl-C
+        part.unlink(missing_ok=True)
+        if isinstance(e, OSError):
+            raise OSError(e.errno, f"not written: {e.strerror}", str(path)) from e
+        raise
 
 
 def run_id(run: Run) -> str:
@@ -68,7 +76,7 @@ def run_id(run: Run) -> str:
     run = resolve(run)
     cls, teacher = method_class(run.method), make(run).teacher_run(run)
     code = None if is_ours(cls) else source_digest(cls)
-    return digest(content(run), teacher and run_id(teacher), code)
+    return digest(content(effective(run)), teacher and run_id(teacher), code)
 
 
 def weights_sha256(state: dict[str, Tensor]) -> str:
@@ -173,7 +181,7 @@ def save(run: Run, meta: dict, weights: dict, files: dict[str, dict[str, np.ndar
             "weights_sha256": weights_sha256(flat), "files": sums}
     meta = json.loads(json.dumps(meta))
     write(path / "record.json", json.dumps({**meta, "sha256": _seal(meta)}, indent=1).encode())
-    for left in ("checkpoint.pt", "progress.json"):
+    for left in ("checkpoint.pt", "progress.json") if main_process() else ():
         (path / left).unlink(missing_ok=True)
     return Record(path, meta)
 
@@ -203,16 +211,20 @@ def write_checkpoint(run: Run, state: dict) -> None:
     write(root() / run_id(run) / "checkpoint.pt", hashlib.sha256(blob).digest() + blob)
 
 
-def read_checkpoint(run: Run, device) -> dict | None:
-    """The state `write_checkpoint` kept, or None. A damaged one is set aside."""
+def read_checkpoint(run: Run) -> dict | None:
+    """The state `write_checkpoint` kept, on the CPU, or None. A damaged one is set aside."""
     path = root() / run_id(run) / "checkpoint.pt"
     if not path.exists():
         return None
-    blob = path.read_bytes()
-    if hashlib.sha256(blob[32:]).digest() == blob[:32]:
-        return torch.load(io.BytesIO(blob[32:]), map_location=device, weights_only=True)
-    set_aside(path, f"{path.parent.name}: damaged checkpoint")
-    return None
+    try:
+        blob = path.read_bytes()
+        if hashlib.sha256(blob[32:]).digest() != blob[:32]:
+            raise ValueError("it does not match its checksum")
+        return torch.load(io.BytesIO(blob[32:]), map_location="cpu", weights_only=True)
+    except Exception as e:  # what torch raises for files that are not its own has no common type
+        why = str(e).partition("\n")[0]
+        set_aside(path, f"{path.parent.name}: damaged checkpoint: {why}")
+        return None
 
 
 def write_progress(run: Run, history: list[dict]) -> None:
@@ -250,17 +262,20 @@ def set_aside(path: Path, why: str) -> None:
         path.rename(other)
 
 
-def find(run: Run) -> Record | None:
-    """The finished record of a run, or None. A damaged one is set aside."""
+def find(run: Run, mend: bool = False) -> Record | None:
+    """The finished record of a run, or None where there is none or it is damaged.
+
+    mend: set a damaged one aside. Only who holds the run's lock may: what looks damaged to others
+    may be half replaced by the process that trains it.
+    """
     path = root() / run_id(run)
-    if not (path / "record.json").exists():
-        if path.exists() and not path.is_dir():
-            set_aside(path, f"{path.name}: a file stands where a run's folder belongs")
-        return None
     try:
         return read(path)
     except ValueError as e:
-        set_aside(path, str(e))
+        if mend and path.exists() and not path.is_dir():
+            set_aside(path, f"{path.name}: a file stands where a run's folder belongs")
+        elif mend and (path / "record.json").exists():
+            set_aside(path, str(e))
         return None
 
 
@@ -271,7 +286,8 @@ def records() -> tuple[list[Record], list[Path], list[Path]]:
         if not (ID.fullmatch(path.name) and path.is_dir()):
             continue
         if not (path / "record.json").exists():
-            under_way.append(path)
+            if any(OURS.fullmatch(p.name) for p in path.iterdir()):  # else it is not of the store
+                under_way.append(path)
             continue
         try:
             done.append(read(path))
@@ -283,6 +299,9 @@ def records() -> tuple[list[Record], list[Path], list[Path]]:
 @contextmanager
 def lock(run: Run):
     """Only one process trains a run: the others wait here, and say so."""
+    if not main_process():  # it works for the main process of its group, which holds the lock
+        yield
+        return
     path = root() / f"{run_id(run)}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     held = filelock.FileLock(path)
@@ -307,11 +326,13 @@ def leftovers() -> list[tuple[Path, str]]:
         elif re.fullmatch(r"[0-9a-f]{12}\.lock", name) and _free(path):
             found.append((path, "a lock that nobody holds"))
         elif ID.fullmatch(name) and path.is_dir() and _free(path.with_name(f"{name}.lock")):
-            found += [(p, "a half-written file") for p in sorted(path.glob("*.part"))]
+            inside = {p: OURS.fullmatch(p.name) for p in sorted(path.iterdir())}
+            found += [(p, "a damaged checkpoint that was set aside" if "damaged" in m[2] else
+                       "a half-written file") for p, m in inside.items() if m and m[2]]
             if (path / "record.json").exists():
                 found += [(p, "left over from a finished run")
                           for p in (path / "checkpoint.pt", path / "progress.json") if p.exists()]
-            elif not (path / "checkpoint.pt").exists():
+            elif not (path / "checkpoint.pt").exists() and inside and all(inside.values()):
                 found.append((path, "a run that never came to a checkpoint"))
     return found
 
@@ -329,5 +350,10 @@ def _free(path: Path) -> bool:
 
 
 def clear(path: Path) -> None:
-    """Delete one leftover, file or folder."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    """Delete one leftover, file or folder, unless a process has begun to use it."""
+    run = path if path.parent == root() else path.parent
+    held = filelock.FileLock(root() / f"{run.name[:12]}.lock")
+    with suppress(filelock.Timeout), held.acquire(blocking=False):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        with suppress(OSError):  # Windows does not delete a file that is open
+            Path(held.lock_file).unlink(missing_ok=True)

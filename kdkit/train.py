@@ -176,6 +176,7 @@ def train_step(job: Job, x: Tensor, y: Tensor, index: Tensor, weights: Tensor | 
         s = _out(job.forward(x))
     t = job.teacher(x, index) if job.teacher else None
     at = Step(index, job.epoch, run.epochs, torch.Generator().manual_seed(draw))
+    job.method.watch()  # what an earlier step watched is not this one's
     terms = job.method.terms(s, y, t, at)
     values = torch.stack(list(terms.values()))
     loss = values @ (term_weights(job, terms) if weights is None else weights)
@@ -224,25 +225,35 @@ def train_epoch(job: Job, stop: threading.Event, bar: tqdm) -> None:
                               "same again and it goes on from there")
 
 
+def not_finite(job: Job, what: str, step: int) -> NotFinite:
+    epoch = min(job.epoch, job.run.epochs - 1)
+    return NotFinite(f"{job.method.title}: {what} not finite at epoch {epoch}, step {step}, with "
+                     f"learning rate {lr_at(job.run, epoch):g}; a smaller lr may help")
+
+
 def check_finite(job: Job) -> None:
     """Raises NotFinite if a term of this epoch was not; called before anything is written."""
     for key, first in job.sums.items():
         if key.startswith("bad.") and math.isfinite(first.item()):
-            raise NotFinite(f"{job.method.title}: the term {key[4:]!r} is not finite at epoch "
-                            f"{job.epoch}, step {int(first)}, with learning rate "
-                            f"{lr_at(job.run, job.epoch):g}; a smaller lr may help")
+            raise not_finite(job, f"the term {key[4:]!r} is", int(first))
 
 
 @torch.no_grad()
 def predict(job: Job, subset: Tensor | None = None) -> np.ndarray:
-    """The students' logits for the test images, or some of them: (m, N, K) float32."""
+    """The students' logits for the test images, or some of them: (m, N, K) float32.
+
+    Raises NotFinite if they are not, or do not fit in half precision, in which they are stored.
+    """
     job.students.eval()
     parts = []
     for x, _, _ in job.data.batches(False, EVAL_BATCH, "none", None, subset=subset):
         with torch.autocast(job.device.type, job.dtype, enabled=job.dtype != torch.float32):
             z = job.forward(x).logits.float()
         parts.append(z.reshape(-1, *z.shape[-2:]))
-    return torch.cat(parts, 1).cpu().numpy()
+    z = torch.cat(parts, 1).cpu().numpy()
+    if not np.abs(z).max() < np.finfo(np.float16).max:  # so written, it holds for nan as well
+        raise not_finite(job, "the students' test logits are", job.step)
+    return z
 
 
 def end_epoch(job: Job) -> None:
@@ -262,9 +273,8 @@ def end_epoch(job: Job) -> None:
         "diversity": metrics.diversity(z[:m]) if m > 1 else None,
         "seconds": round(job.elapsed, 2),
     }
-    last = job.epoch + 1 == run.epochs
-    others = [round((k + 1) * run.epochs / (run.full_tests + 1)) for k in range(run.full_tests)]
-    if job.epoch + 1 in others and not last:
+    others = {round((k + 1) * run.epochs / (run.full_tests + 1)) for k in range(run.full_tests)}
+    if job.epoch + 1 in others - {run.epochs}:  # `finish` reads it after the last
         row["test_top1"] = (100 * metrics.top(predict(job), job.data.y_test.cpu().numpy())).tolist()
     seen = {k[5:]: v.numpy() / n for k, v in sums.items() if k.startswith("seen.")}
     seen |= {"pair_distance": metrics.pair_distance(z), "probe_logits": z[:, :64].astype("f2")}
@@ -290,7 +300,7 @@ def save_checkpoint(job: Job) -> None:
 
 def resume(job: Job) -> None:
     """Go on from the run's checkpoint, if it has one that fits this code and precision."""
-    state = store.read_checkpoint(job.run, job.device)
+    state = store.read_checkpoint(job.run)
     if state is None:
         return
     if (state["code"], state["dtype"]) != (source_digest(type(job.method)), str(job.dtype)):
@@ -299,17 +309,17 @@ def resume(job: Job) -> None:
     job.students.load_state_dict(state["students"])
     job.method.load_state_dict(state["method"])
     job.optimizer.load_state_dict(state["optimizer"])
-    job.epoch, job.step, job.seconds = state["epoch"], state["step"], state["seconds"]
-    job.history, job.sums = state["history"], state["sums"]
+    job.epoch = job.resumed_at = state["epoch"]
+    job.step, job.seconds, job.history = state["step"], state["seconds"], state["history"]
+    job.sums = {k: v.to(job.device) for k, v in state["sums"].items()}
     job.arrays = {k: list(v.cpu().numpy()) for k, v in state["arrays"].items()}
-    job.resumed_at = job.epoch
 
 
 def finish(job: Job) -> store.Record:
     """Test once, at the last epoch, and store the run."""
     z, t = predict(job), None
     its_run = job.method.teacher_run(job.run)
-    kept = store.find(its_run).test_logits if its_run else {}
+    kept = get(its_run).test_logits if its_run else {}
     if its_run and "students_classes" not in kept:
         t = kept["students"].astype(np.float32).mean(0)  # several students: their ensemble
     elif its_run:  # the store kept only the largest logits
@@ -324,8 +334,7 @@ def finish(job: Job) -> store.Record:
     meta = {
         "method": job.method.title, "shape": list(job.data.shape), "classes": job.data.classes,
         "class_names": list(job.data.class_names), "teacher": its_run and store.run_id(its_run),
-        "environment": environment(job.device, job.dtype),
-        "seconds": round(job.elapsed, 2),
+        "environment": environment(job.device, job.dtype), "seconds": round(job.elapsed, 2),
         "resumed_at": job.resumed_at, "history": job.history, "result": result,
     }
     arrays = {k: np.stack(v) for k, v in job.arrays.items()}
@@ -348,8 +357,7 @@ def fit(run: Run, on_epoch: Callable[[Job], None] | None = None) -> store.Record
     with pinned(run), stoppable() as stop:
         job = setup(run)
         resume(job)
-        job.started = time.monotonic()
-        job.next_save = job.started + 1
+        job.started, job.next_save = time.monotonic(), time.monotonic() + 1
         title = f"{job.method.title} seed {run.seed}"
         if job.resumed_at is not None:
             store.say(f"{title}: going on from epoch {job.epoch}, step {job.step}")
@@ -364,7 +372,10 @@ def fit(run: Run, on_epoch: Callable[[Job], None] | None = None) -> store.Record
                 store.write_progress(run, job.history)
                 if on_epoch:
                     on_epoch(job)
-        return finish(job)
+        record = finish(job)
+        if stop.is_set():  # too late to stop this run, but not what would come after it
+            raise Interrupted(f"stopped; {title} had just finished and is stored")
+        return record
 
 
 def get(run: Run, fresh: bool = False,
@@ -378,8 +389,8 @@ def get(run: Run, fresh: bool = False,
     record = None if fresh else store.find(run)
     if record is None:
         with store.lock(run):
-            record = None if fresh else store.find(run)  # another process may have finished it
-            if record is None:
+            record = store.find(run, mend=True)  # another process may have finished it
+            if record is None or fresh:
                 return fit(run, on_epoch)
     if record.meta["code"] != source_digest(method_class(run.method)):
         store.say(f"{run.method} (run {record.id}) was trained with other code of its class; "

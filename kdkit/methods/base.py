@@ -163,8 +163,9 @@ def resolve(run: Run) -> Run:
     """`run` with everything named that its preset and method imply, and nothing that has no
     effect: two runs with one result are then equal but for `preset`. ValueError on bad fields."""
     method = make(run)
+    preset = method.presets.get(run.preset, {})  # what it sets must be named, or it acts again
     params = {k: getattr(method, k) for k, (_, start) in fields(type(method)).items()
-              if getattr(method, k) != start}
+              if getattr(method, k) != start or k in preset}
     changes = dict(method=type(method).name, params=tuple(sorted(params.items())))
     start = Run()
     if method.teacher_run(run) is None:
@@ -174,6 +175,12 @@ def resolve(run: Run) -> Run:
     else:
         changes |= dict(milestones=start.milestones)
     return replace(run, **changes)
+
+
+def effective(run: Run) -> Run:
+    """A resolved run without those fields of its method that are at the class's defaults."""
+    known = fields(method_class(run.method))
+    return replace(run, params=tuple((k, v) for k, v in run.params if v != known[k][1]))
 
 
 @functools.cache

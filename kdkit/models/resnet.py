@@ -65,9 +65,9 @@ class Stage(nn.Module):
         )
 
     def forward(self, f: Tensor) -> tuple[Tensor, Tensor]:
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks, 1):
             pre = block(f)
-            f = F.relu(pre)
+            f = F.relu(pre, inplace=i < len(self.blocks))  # only the last sum is handed out
         return f, pre
 
 

@@ -1,0 +1,301 @@
+"""Knobs over pure draw functions and stored runs. A widget holds no logic of its own.
+
+Each function shows a panel: controls on top, a picture with alt text below, one line of numbers.
+Under KDKIT_BATCH=1 it shows the picture and the line once, without controls. Displays change by
+trait assignment only, so that a callback on any thread works; core ipywidgets only.
+"""
+
+import html
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import ipywidgets as W
+import numpy as np
+import torch
+from IPython.display import HTML, display
+
+from . import metrics, plots, store, train
+from .config import PRESETS, Run
+from .data import load
+from .methods import DCKD, fields, make, method_class, methods, resolve
+from .store import Record
+from .teach import Lab
+
+WIDE = {"description_width": "110px"}
+
+
+def slider(text: str, value, low, high, step) -> W.Widget:
+    """A slider that acts on release; whole steps give whole numbers."""
+    kind = W.IntSlider if isinstance(step, int) else W.FloatSlider
+    return kind(value=value, min=low, max=high, step=step, description=text,
+                continuous_update=False, style=WIDE)
+
+
+def choice(text: str, options, value=None) -> W.Dropdown:
+    """A drop-down list; options are values or (label, value) pairs."""
+    return W.Dropdown(options=options, value=value, description=text, style=WIDE) \
+        if value is not None else W.Dropdown(options=options, description=text, style=WIDE)
+
+
+def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
+    """Controls over a picture and a line of text, from `draw(**values) -> (Figure, text)`.
+
+    A change draws again. Errors are shown in the line; under KDKIT_BATCH=1 they are raised.
+    """
+    picture, line, busy = W.HTML(), W.HTML(), threading.Lock()
+
+    def redraw(_=None):
+        with busy:  # two quick changes may come on two threads
+            try:
+                fig, text = draw(**{k: c.value for k, c in controls.items()})
+                picture.value, line.value = plots.html(fig, text), f"<p>{text}</p>"
+            except Exception as e:
+                line.value = f"<p>{type(e).__name__}: {e}</p>"
+                if train.quiet():
+                    raise
+
+    redraw()
+    for key, control in controls.items():
+        control.add_class(f"kd-{name}-{key}")
+        control.observe(redraw, "value")
+    picture.add_class(f"kd-{name}-picture")
+    line.add_class(f"kd-{name}-line")
+    row = W.HBox(list(controls.values()), layout=W.Layout(flex_flow="row wrap"))
+    return W.VBox([row, picture, line])
+
+
+def present(box: W.VBox) -> None:
+    """Show a panel; under KDKIT_BATCH=1 its picture and line, without controls."""
+    if train.quiet():
+        display(HTML(box.children[1].value + box.children[2].value))
+    else:
+        display(box)
+
+
+def _logits(record: Record) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    z = record.test_logits
+    teacher = z.get("teacher")
+    return (z["students"].astype(np.float64),
+            None if teacher is None else teacher.astype(np.float64), record.meta["class_names"])
+
+
+def temperature(record: Record, T: float = 4.0, image: int | None = None) -> None:
+    """Softened predictions of teacher and first student for one test image, by temperature.
+
+    image: position in the test set; None: the teacher's least certain one.
+    """
+    z, z_t, names = _logits(record)
+    if z_t is None:
+        raise ValueError(f"run {record.id} ({record.run.method}) has no teacher to show")
+    if image is None:
+        image = int(metrics.softmax(z_t).max(-1).argmin())
+
+    def draw(image, T):
+        p, q = metrics.softmax(z_t[image], T), metrics.softmax(z[0, image], T)
+        kl = [float((a * (np.log(a) - np.log(b))).sum()) for a, b in ((p, q), (q, p))]
+        text = (f"image {image}, T = {T:g}: entropy {metrics.entropy(p):.3f} (teacher), "
+                f"{metrics.entropy(q):.3f} (student) nats; classes above 1/K "
+                f"{int(metrics.correlation_number(p))} and {int(metrics.correlation_number(q))}; "
+                f"KL(teacher‖student) {kl[0]:.4f}, KL(student‖teacher) {kl[1]:.4f}")
+        return plots.draw_temperature(z_t[image], z[0, image], T, names), text
+
+    present(panel("temperature", draw, T=slider("temperature T", T, 0.5, 20.0, 0.5),
+                 image=slider("test image", image, 0, z.shape[1] - 1, 1)))
+
+
+def attention(record: Record) -> None:
+    """OKDDip's attention matrix by epoch, and what each peer is taught."""
+    A = record.arrays.get("attention")  # (E, n, n)
+    if A is None:
+        raise ValueError(f"run {record.id} ({record.run.method}) kept no attention")
+
+    def draw(epoch):
+        a = A[epoch]
+        gap = np.abs(a - a.T).max()
+        taught = "; ".join(f"peer {i} learns most from peer {int(row.argmax())} ({row.max():.2f})"
+                           for i, row in enumerate(a))
+        return plots.draw_attention_at(a, epoch), (f"epoch {epoch}: {taught}; largest asymmetry "
+                                                   f"|A - Aᵀ| {gap:.3f}")
+
+    present(panel("attention", draw, epoch=slider("epoch", len(A) - 1, 0, len(A) - 1, 1)))
+
+
+def collection(record: Record, image: int | None = None) -> None:
+    """DCKD's collections: what each student receives from the others, image by image.
+
+    image: position in the test set; None: where the students disagree most.
+    """
+    z, _, names = _logits(record)
+    if len(z) < 2:
+        raise ValueError(f"run {record.id} ({record.run.method}) has one student: no collection")
+    if image is None:
+        image = int(metrics.softmax(z).var(0).sum(-1).argmax())
+
+    def draw(image, student, kind, reverse, tau):
+        one = torch.tensor(z[:, image : image + 1])  # (m, 1, K)
+        m = DCKD(m=len(z), collection=kind).collect(one)[student, 0].numpy()
+        p, q = metrics.softmax(z[student, image], tau), metrics.softmax(m, tau)
+        a, b = (p, q) if reverse else (q, p)
+        kl = float((a * (np.log(a) - np.log(b))).sum())
+        text = (f"image {image}: student {student + 1} receives {kind}; "
+                f"{'reverse' if reverse else 'forward'} KL {kl:.4f}; classes above 1/K "
+                f"{int(metrics.correlation_number(q))} in the collection, "
+                f"{int(metrics.correlation_number(p))} in the student")
+        return plots.draw_collection(z[:, image], m, student, tau, names), text
+
+    present(panel("collection", draw, image=slider("test image", image, 0, z.shape[1] - 1, 1),
+                 student=slider("student", 0, 0, len(z) - 1, 1),
+                 kind=choice("collection", [("logit max", "lmax"), ("probability max", "pmax"),
+                                            ("average", "avg")]),
+                 reverse=W.Checkbox(value=True, description="reverse KL", style=WIDE),
+                 tau=slider("temperature tau", 2.0, 0.5, 10.0, 0.5)))
+
+
+def class_map(record: Record, tau: float = 4.0) -> None:
+    """Class maxima of teacher and student for one class, and the images behind a peak (DCKD's
+    Figures 2 and 3; their temperature is not in the text: `tau` is a choice)."""
+    z, z_t, names = _logits(record)
+    if z_t is None:
+        raise ValueError(f"run {record.id} ({record.run.method}) has no teacher to show")
+    data = load(record.run.data)
+    y, pairs = data.y_test.numpy(), [(n, i) for i, n in enumerate(names)]
+
+    def draw(of, peak, tau):
+        mine = np.flatnonzero(y == of)
+        p, q = metrics.softmax(z[0, mine], tau), metrics.softmax(z_t[mine], tau)  # (n, K)
+        behind = mine[np.argsort(-p[:, peak])[:4]]
+        text = (f"largest p({names[peak]}) over the {len(mine)} images of {names[of]}, tau = "
+                f"{tau:g}: student {p[:, peak].max():.3f}, teacher {q[:, peak].max():.3f}; "
+                f"test images {', '.join(map(str, behind))}")
+        images = data.x_test[behind].numpy()
+        return plots.draw_class_map(p.max(0), q.max(0), of, peak, images, names), text
+
+    present(panel("class-map", draw, of=choice("class", pairs),
+                  peak=choice("peak", pairs, 6 % len(names)),
+                 tau=slider("temperature tau", tau, 0.5, 10.0, 0.5)))
+
+
+def knobs(method: str) -> dict[str, W.Widget]:
+    """A control for each hyperparameter of a method, made from its annotated fields."""
+    made, hidden = {}, ("rampup", "eps", "entropy_sign")
+    for key, (kind, start) in fields(method_class(method)).items():
+        allowed = [a for a in getattr(kind, "__args__", ()) if isinstance(a, str)]
+        if allowed and len(allowed) > 1:
+            made[key] = choice(key, allowed, start)
+        elif isinstance(start, bool):
+            made[key] = W.Checkbox(value=start, description=key, style=WIDE)
+        elif isinstance(start, int):
+            made[key] = slider(key, start, 2, 8, 1)
+        elif isinstance(start, float) and key not in hidden:
+            low, high = (0.5, 10.0) if start > 0 and key in ("T", "tau") else (0.0, 3.0)
+            made[key] = slider(key, start, low, high, 0.1 if low == 0 else 0.5)
+    return {k: v for k, v in made.items() if k not in hidden}
+
+
+def command(run: Run) -> list[str]:
+    """The command line that trains `run` in another process."""
+    start, args = PRESETS[run.preset], []
+    changed = {k: v for k, v in vars(run).items()
+               if k not in ("method", "preset", "params") and v != getattr(start, k)}
+    if not run.teacher:  # of no effect there
+        changed = {k: v for k, v in changed.items() if not k.startswith("teacher")}
+    for key, value in {**changed, **dict(run.params)}.items():
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        args += ["--set", f"{key}={text}"]
+    return [sys.executable, "-m", "kdkit", "train", run.method, "--preset", run.preset, *args]
+
+
+class Trainer:
+    """Train, stop and go on with one run in a child process; the kernel stays free."""
+
+    def __init__(self, finished: Callable[[], None]):
+        self.finished, self.child, self.run = finished, None, None
+        self.go = W.Button(description="Train", tooltip="train this run in another process")
+        self.halt = W.Button(description="Stop", tooltip="stop and save", disabled=True)
+        self.bar, self.note, self.curve = W.IntProgress(description="epochs"), W.HTML(), W.HTML()
+        for key, part in (("train", self.go), ("stop", self.halt), ("bar", self.bar),
+                          ("note", self.note), ("curve", self.curve)):
+            part.add_class(f"kd-lab-{key}")
+        self.go.on_click(lambda _: self.start())
+        self.halt.on_click(lambda _: self.child and self.child.send_signal(signal.SIGTERM))
+        self.box = W.VBox([W.HBox([self.go, self.halt, self.bar]), self.note, self.curve])
+
+    def offer(self, run: Run, finished: bool) -> None:
+        """The run that the button would train, unless it is there or another one is training."""
+        if self.child is None:
+            begun = (store.root() / store.run_id(run) / "checkpoint.pt").exists()
+            self.run, self.go.disabled = run, finished
+            self.go.description = "Resume" if begun else "Train"
+
+    def start(self) -> None:
+        if self.child is not None or self.run is None:
+            return
+        env = dict(os.environ, KDKIT_BATCH="1", KDKIT_RUNS=str(store.root()))
+        self.go.disabled, self.halt.disabled, self.note.value = True, False, "starting"
+        self.child = subprocess.Popen(command(self.run), env=env, stdout=subprocess.DEVNULL,
+                                      stderr=subprocess.PIPE, text=True)
+        threading.Thread(target=self.watch, args=(self.child, self.run), daemon=True).start()
+
+    def watch(self, child, run) -> None:
+        said = []
+        threading.Thread(target=lambda: said.extend(child.stderr), daemon=True).start()
+        while child.poll() is None:
+            self.look(run)
+            time.sleep(0.4)
+        self.look(run)
+        self.child, self.halt.disabled = None, True
+        self.finished()
+        self.note.value = "done" if child.returncode == 0 else \
+            f"stopped: {html.escape(said[-1].strip()) if said else child.returncode}"
+
+    def look(self, run) -> None:
+        """The run's progress so far, from the store."""
+        path = store.root() / store.run_id(run) / "progress.json"
+        history = json.loads(path.read_bytes()) if path.exists() else []
+        self.bar.max, self.bar.value = run.epochs, len(history)
+        if history:
+            self.note.value = f"epoch {len(history)} of {run.epochs}"
+            self.curve.value = plots.html(plots.draw_progress(history, self.note.value),
+                                          f"probe accuracy up to epoch {len(history)}")
+
+
+def ablation_lab(lab: Lab, method: str = "") -> None:
+    """Turn a method's knobs; stored runs answer at once, a missing one can be trained here.
+
+    Training runs in a child process: progress bar, growing curve, stop and resume.
+    """
+    pick = choice("method", methods(), method_class(method).name)
+    pick.add_class("kd-lab-method")
+    trainer, place = Trainer(lambda: rebuild()), W.VBox()
+
+    def draw(**values):
+        run = resolve(lab.run(method=pick.value, seed=lab.seeds[0], **values))
+        record = store.find(run)
+        trainer.offer(run, record is not None)
+        if record is None:
+            return plots.draw_progress([], "not trained yet"), (
+                f"run {store.run_id(run)} is not in the store: train it, or turn a knob back")
+        text = f"{plots.label(record)}: {record.result['top1_deployed']:.2f} %"
+        against = make(run).control()
+        control = against and store.find(lab.run(method=against[0].name, seed=run.seed,
+                                                 **against[1]))
+        if control:
+            gap = record.result["top1_deployed"] - control.result["top1_deployed"]
+            text += f", {gap:+.2f} points against {plots.label(control)} (one seed)"
+        return plots.draw_progress(record.history, text), text
+
+    def rebuild(_=None):
+        place.children = (panel("lab", draw, **knobs(pick.value)),)
+
+    rebuild()
+    if train.quiet():
+        present(place.children[0])
+        return
+    pick.observe(rebuild, "value")
+    display(W.VBox([pick, place, trainer.box]))

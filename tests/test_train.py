@@ -1,0 +1,607 @@
+"""The trainer's promises: bit-equal continuation, private randomness, clean stops, one teacher."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdkit import data, machine, models, store, train
+from kdkit.config import preset
+from kdkit.losses import ce
+from kdkit.methods import Method, base, is_ours, make, method_class, methods, resolve
+
+OURS = [name for name in methods() if is_ours(method_class(name))]
+NET, STEPS = "resnet8_w0.25", 4  # of an epoch, in the runs of `tiny`
+
+
+def tiny(method="baseline", **changes):
+    """Two epochs of four steps, about a second in all."""
+    fields = dict(method=method, student=NET, teacher=NET, n_train=100, batch=25, epochs=2)
+    return preset("smoke", **(fields | changes))
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """An empty store, and only 300 of the 10,000 test images."""
+    monkeypatch.setenv("KDKIT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("KDKIT_BATCH", "1")
+    monkeypatch.setattr(train, "load", few)
+    return tmp_path / "runs"
+
+
+def few(*args, **kw):
+    d = data.load(*args, **kw)
+    return replace(d, x_test=d.x_test[:300], y_test=d.y_test[:300])
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A store that several tests share, so that each teacher is trained once."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """Methods that a test defines are forgotten after it."""
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+
+
+def kept(record):
+    """All of a record that must not depend on how often the run was stopped."""
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in record.history]
+    arrays = record.arrays | {f"test {k}": v for k, v in record.test_logits.items()}
+    return (record.meta["weights_sha256"], rows, record.result,
+            {k: (v.dtype.str, v.shape, v.tobytes()) for k, v in arrays.items()})
+
+
+def during(monkeypatch, act, run, at):
+    """Calls act(job) in the step number `at` (from 1) of this run, before it is counted."""
+    step, wanted = train.train_step, resolve(run)
+
+    def wrapped(job, *args):
+        if job.run == wanted and job.epoch * job.steps + job.step + 1 == at:
+            act(job)
+        return step(job, *args)
+
+    monkeypatch.setattr(train, "train_step", wrapped)
+
+
+def send(number=signal.SIGTERM):
+    return lambda job: signal.raise_signal(number)
+
+
+def stopped(run, at, number=signal.SIGTERM, **kw):
+    """Train until a signal comes in step `at`; the message."""
+    with pytest.MonkeyPatch.context() as patch:
+        during(patch, send(number), run, at)
+        with pytest.raises(train.Interrupted) as e:
+            train.get(run, **kw)
+    return str(e.value)
+
+
+# ---- going on ----
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_a_stopped_run_goes_on_bit_equally(runs, shared, monkeypatch, method):
+    monkeypatch.setenv("KDKIT_RUNS", str(shared))
+    run = tiny(method, augment="crop_flip")
+    whole = kept(train.get(run))
+    at = random.Random(method).randrange(1, 2 * STEPS + 1)
+    message = stopped(run, at, fresh=True)
+    epoch, step = (at - 1) // STEPS, (at - 1) % STEPS + 1
+    assert f"epoch {epoch}, step {step}" in message and "goes on" in message
+    record = train.get(run, fresh=True)
+    assert record.meta["resumed_at"] == epoch
+    assert kept(record) == whole
+    assert not (record.path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("at", [STEPS, 2 * STEPS])
+def test_a_stop_after_the_last_step_of_an_epoch(runs, at):
+    run = tiny("okddip")
+    whole = kept(train.get(run))
+    assert f"step {STEPS}" in stopped(run, at, fresh=True)
+    assert kept(train.get(run, fresh=True)) == whole
+
+
+def test_a_run_stopped_at_every_step(runs):
+    run = tiny("one", full_tests=1)
+    whole = kept(train.get(run))
+    for at in range(1, 2 * STEPS + 1):
+        stopped(run, at, fresh=True)
+    record = train.get(run, fresh=True)
+    assert kept(record) == whole and record.meta["resumed_at"] == 1
+
+
+def test_dropout_goes_on_bit_equally(runs, monkeypatch):
+    def dropout(name, c_in, classes, width):
+        net = models.build(NET, c_in, classes)
+        net.fc = nn.Sequential(nn.Dropout(0.5), net.fc)
+        return net
+
+    monkeypatch.setitem(models.base._REGISTRY, "dropout_net", dropout)
+    run = tiny("ind", student="dropout_net", based="network", m=2)
+    whole = kept(train.get(run))
+    stopped(run, 6, fresh=True)
+    torch.manual_seed(5)
+    torch.rand(7)
+    assert kept(train.get(run, fresh=True)) == whole
+    assert kept(train.get(run.but(student=NET)))[0] != whole[0]
+
+
+CHILD = """
+import sys
+from kdkit import train
+from kdkit.config import preset
+sys.path.insert(0, sys.argv[1])
+from test_train import few, killed_run
+train.load = few
+step = train.train_step
+def often(job, *args):
+    job.next_save = 0.0  # a checkpoint after each step
+    return step(job, *args)
+train.train_step = often
+train.get(killed_run())
+"""
+
+
+def killed_run():
+    return tiny("okddip", batch=20, m=3, epochs=8)
+
+
+def test_sigkill_in_the_middle_of_an_epoch(runs):
+    run = killed_run()
+    folder = runs / store.run_id(run)
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(Path(__file__).parent)])
+    try:
+        rows, until = [], time.monotonic() + 120
+        while len(rows) < 2 and child.poll() is None and time.monotonic() < until:
+            if (folder / "progress.json").exists():
+                rows = json.loads((folder / "progress.json").read_bytes())  # whole at all times
+            time.sleep(0.003)
+        assert child.poll() is None and len(rows) >= 2
+    finally:
+        child.kill()
+        child.wait()
+    assert not (folder / "record.json").exists() and (folder / "checkpoint.pt").exists()
+    record = train.get(run)
+    assert 1 <= record.meta["resumed_at"] < run.epochs
+    assert kept(train.get(run, fresh=True)) == kept(record)
+
+
+@pytest.mark.parametrize("place", ["end_epoch", "finish"])
+def test_broken_off_outside_the_step(runs, monkeypatch, place):
+    """A second Ctrl-C acts at once, wherever it comes; what was saved before still holds."""
+    run = tiny("dml", m=2)
+    whole = kept(train.get(run))
+    during(monkeypatch, lambda job: setattr(job, "next_save", 0.0), run, STEPS + 2)
+
+    def broken(job, real=getattr(train, place)):
+        if place == "finish" or job.epoch == 1:
+            real(job) if place == "end_epoch" else train.predict(job)
+            raise KeyboardInterrupt
+        return real(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, place, broken)
+        with pytest.raises(KeyboardInterrupt):
+            train.get(run, fresh=True)
+    record = train.get(run, fresh=True)
+    assert kept(record) == whole and record.meta["resumed_at"] == 1
+
+
+def test_a_checkpoint_of_other_code_is_not_gone_on_from(runs, monkeypatch, capsys):
+    run = tiny()
+    stopped(run, 6)
+    monkeypatch.setattr(train, "source_digest", lambda cls: "other")
+    monkeypatch.setattr(store, "source_digest", lambda cls: "other")
+    record = train.get(run)
+    assert record.meta["resumed_at"] is None and len(record.history) == 2
+    assert "other code" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_starts_again(runs, capsys):
+    run = tiny()
+    whole = kept(train.get(run))
+    stopped(run, 6, fresh=True)
+    path = runs / store.run_id(run) / "checkpoint.pt"
+    blob = bytearray(path.read_bytes())
+    blob[len(blob) // 2] ^= 1
+    path.write_bytes(blob)
+    record = train.get(run, fresh=True)
+    assert record.meta["resumed_at"] is None and kept(record) == whole
+    said = [s for s in capsys.readouterr().err.splitlines() if "damaged checkpoint" in s]
+    assert len(said) == 1 and "checksum" in said[0] and "set aside" in said[0]
+
+
+def test_what_only_some_epochs_watch(runs, own_registry):
+    class Watcher(Method):
+        name, title = "watcher", "Watcher"
+
+        def terms(self, s, y, t, step):
+            if step.epoch == 0:
+                self.watch(mean=s.logits.mean(0))
+            return {"ce": ce(s.logits, y)}
+
+    run = tiny("watcher")
+    record = train.get(run)
+    assert record.arrays["mean"].shape == (1, 10)
+    whole = kept(record)
+    stopped(run, 6, fresh=True)
+    assert kept(train.get(run, fresh=True)) == whole
+
+
+# ---- being stopped ----
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_handlers_are_put_back(runs, number):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    message = stopped(tiny(), 3, number)
+    assert message == ("stopped at epoch 0, step 3, and saved: run the same again and it goes on "
+                       "from there")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert train.get(tiny()).meta["resumed_at"] == 0
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_ctrl_c_acts_at_once():
+    with pytest.raises(KeyboardInterrupt), machine.stoppable() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.is_set()
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_stop_that_comes_too_late_is_not_forgotten(runs, monkeypatch):
+    """While the teacher is being stored: its run is kept, the student's does not begin."""
+    run = tiny("kd")
+
+    def late(job, real=train.finish):
+        signal.raise_signal(signal.SIGTERM)
+        return real(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "finish", late)
+        with pytest.raises(train.Interrupted, match="Baseline seed 0 had just finished"):
+            train.get(run)
+    assert [r.run.method for r in store.records()[0]] == ["baseline"]
+    assert train.get(run).meta["resumed_at"] is None
+
+
+def test_in_a_thread_no_handler_is_installed(runs):
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def ask():
+        train.get(tiny(), on_epoch=lambda job: seen.append(signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert seen == [before] * 2 and store.find(tiny())
+    seen.clear()
+    train.get(tiny(seed=1), on_epoch=lambda job: seen.append(signal.getsignal(signal.SIGTERM)))
+    assert len(seen) == 2 and before not in seen
+
+
+# ---- going wrong ----
+
+
+def test_a_term_that_is_not_finite(runs, monkeypatch):
+    run = tiny("okddip", lr=1e30, epochs=3)
+    with pytest.raises(train.NotFinite) as e:
+        train.get(run)
+    message = str(e.value)
+    assert "OKDDip: the term 'ce' is not finite at epoch 0, step" in message
+    assert "learning rate 1e+30" in message and "\n" not in message
+    assert store.records() == ([], [], [])  # nothing was written at all
+    with pytest.raises(train.NotFinite, match="epoch 0"):
+        train.get(run)
+
+
+def test_no_checkpoint_holds_what_is_not_finite(runs, monkeypatch):
+    run, step = tiny(lr=1e30), train.train_step
+
+    def often(job, *args):
+        job.next_save = 0.0
+        return step(job, *args)
+
+    monkeypatch.setattr(train, "train_step", often)
+    messages = []
+    for _ in range(2):  # the second goes on from the first's checkpoint
+        with pytest.raises(train.NotFinite) as e:
+            train.get(run)
+        messages.append(str(e.value))
+    assert messages[0] == messages[1]
+    state = store.read_checkpoint(run)
+    terms = [v for k, v in state["sums"].items() if k.startswith("term.")]
+    assert terms and all(torch.isfinite(v).all() for v in terms)
+    assert all(torch.isfinite(v).all() for v in state["students"].values())
+
+
+def test_weights_that_break_in_the_last_step(runs):
+    """Its terms were computed before, and are finite."""
+    with pytest.raises(train.NotFinite, match="test logits are not finite at epoch 0, step 1, wi"):
+        train.get(tiny(lr=1e30, epochs=1, batch=100))
+    assert store.records()[0] == []
+
+
+def test_a_full_disk(runs, monkeypatch):
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="not written: No space left on device.*progress.json"):
+        train.get(tiny())
+    assert not [p for p in runs.rglob("*") if p.is_file() and p.suffix != ".lock"]
+
+
+def test_wrong_students_and_batches(runs):
+    with pytest.raises(ValueError, match=r"Baseline has 1 student\(s\), kind single"):
+        train.get(tiny(student="resnet8,resnet8"))
+    with pytest.raises(ValueError, match=r"OKDDip has 4 student\(s\), kind branch"):
+        train.get(tiny("okddip", student="resnet8,resnet8,resnet14,resnet8"))
+    with pytest.raises(ValueError, match="unknown network 'resnet9': did you mean resnet"):
+        train.get(tiny(student="resnet9"))
+    with pytest.raises(ValueError, match="batch=101: lesson has 100 training images here"):
+        train.get(tiny(batch=101))
+    with pytest.raises(ValueError, match="unknown method 'okdip': did you mean okddip"):
+        train.get(tiny("okdip"))
+    assert store.records() == ([], [], [])
+
+
+def test_a_group_of_different_networks(runs):
+    run = tiny("dml", m=2, student=f"{NET},resnet14_w0.25", epochs=1)
+    net = train.get(run).model()
+    sizes = [sum(p.numel() for p in n.parameters()) for n in net.nets]
+    assert sizes[0] < sizes[1]
+
+
+# ---- a learner's own method ----
+
+
+def test_a_learners_own_method(runs, own_registry):
+    class Smooth(Method):
+        name, title = "smooth", "Smooth"
+        ramped = ("flat",)
+
+        eps: float = 0.1
+        rampup: float = 1.0
+
+        def weights(self):
+            return {"ce": 1.0, "flat": self.eps}
+
+        def terms(self, s, y, t, step):
+            return {"ce": ce(s.logits, y), "flat": -s.logits.log_softmax(-1).mean()}
+
+    record = train.get(tiny("smooth"))
+    assert set(record.history[0]["terms"]) == {"ce", "flat"}
+    assert record.history[0]["ramp"] == pytest.approx(math.exp(-5))
+    other = train.get(tiny("smooth", eps=0.0))
+    assert other.id != record.id and kept(other)[0] != kept(record)[0]
+
+
+@pytest.mark.parametrize("wrong", [dict(weights=lambda self: {"ce": 1.0, "kd": 1.0}),
+                                   dict(ramped=("kd",))])
+def test_terms_and_weights_must_agree(runs, own_registry, wrong):
+    wrong |= dict(name="odd", title="Odd",
+                  terms=lambda self, s, y, t, step: {"ce": ce(s.logits, y)})
+    type("Odd", (Method,), wrong)
+    with pytest.raises(ValueError, match=r"Odd: terms\(\) gives \['ce'\].*kd.*must agree"):
+        train.get(tiny("odd"))
+
+
+# ---- private randomness ----
+
+
+def test_a_run_and_the_kernel_do_not_disturb_each_other(runs):
+    torch.manual_seed(11)
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    first = kept(train.get(tiny("okddip", attention="random", augment="crop_flip")))
+    assert torch.equal(torch.get_rng_state(), before)
+
+    def disturb(job):
+        torch.manual_seed(99)
+        torch.rand(13)
+        np.random.rand(3)
+        random.random()
+
+    again = train.get(tiny("okddip", attention="random", augment="crop_flip"), True, disturb)
+    assert kept(again) == first
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+
+
+def test_threads_are_the_runs_and_are_put_back(runs):
+    before, seen = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(2)
+        train.get(tiny(), on_epoch=lambda job: seen.append(torch.get_num_threads()))
+        assert seen == [1, 1] and torch.get_num_threads() == 2
+        with pytest.raises(ValueError):
+            train.get(tiny(batch=101))
+        assert torch.get_num_threads() == 2
+        record = train.get(tiny(threads=0, epochs=1, batch=100))
+        assert record.meta["environment"]["threads"] == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_seed_matters(runs):
+    assert kept(train.get(tiny(seed=1)))[0] != kept(train.get(tiny(seed=2)))[0]
+
+
+# ---- schedules ----
+
+
+def test_step_schedule():
+    run = preset("lesson", epochs=20, lr=0.1)
+    rates = [train.lr_at(run, e) for e in range(20)]
+    np.testing.assert_allclose(rates, [0.1] * 10 + [0.01] * 5 + [0.001] * 5)
+
+
+@pytest.mark.parametrize("T_0, T_mult, epochs", [(1 / 7, 2, 35), (1 / 3, 1, 9), (30 / 930, 2, 930)])
+def test_sgdr_is_torchs(T_0, T_mult, epochs):
+    run = preset("lesson", schedule="sgdr", T_0=T_0, T_mult=T_mult, epochs=epochs, lr=0.05)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], 0.05)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
+        optimizer, round(T_0 * epochs), T_mult)
+    for epoch in range(epochs):
+        assert train.lr_at(run, epoch) == pytest.approx(torchs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        torchs.step()
+
+
+def test_the_rate_is_the_optimizers(runs):
+    rates = []
+    run = tiny(schedule="sgdr", T_0=0.5, T_mult=1, epochs=4)
+    record = train.get(run, on_epoch=lambda job: rates.append(job.optimizer.param_groups[0]["lr"]))
+    assert rates == [row["lr"] for row in record.history] == [train.lr_at(run, e) for e in range(4)]
+
+
+# ---- teachers ----
+
+
+def test_a_teacher_is_trained_once(runs, monkeypatch, capsys):
+    fits, fit = [], train.fit
+    monkeypatch.setattr(train, "fit", lambda run, on: fits.append(run.method) or fit(run, on))
+    first = train.get(tiny("kd"))
+    assert fits == ["kd", "baseline"]  # the student's run asks for it
+    said = capsys.readouterr().err
+    assert said == (f"kdkit: kd needs a teacher: training {NET} (baseline, seed 0) first\n")
+    train.get(tiny("kd", seed=1))
+    train.get(tiny("okddip_kd"))
+    train.get(tiny("kd"))
+    assert fits == ["kd", "baseline", "kd", "okddip_kd"] and capsys.readouterr().err == ""
+    teacher = store.find(make(resolve(tiny("kd"))).teacher_run(tiny("kd")))
+    assert first.meta["teacher"] == teacher.id
+    assert np.array_equal(first.test_logits["teacher"], teacher.test_logits["students"][0])
+
+
+def test_a_student_with_its_teachers_settings_is_its_teacher(runs):
+    """The teacher is a run like any other."""
+    teacher = train.get(tiny())
+    assert train.get(tiny("kd")).meta["teacher"] == teacher.id
+
+
+@pytest.mark.parametrize("method, params", [("edckd", dict(m=2)), ("ensembled_student", {})])
+def test_the_second_generation_is_taught_by_the_ensemble(runs, method, params):
+    run = tiny(method, teacher_seed=3, epochs=1, **params)
+    first = train.get(tiny("dckd", seed=3, teacher_seed=3, epochs=1, **params))
+    record = train.get(run)
+    assert record.meta["teacher"] == first.id
+    ensemble = first.test_logits["students"].astype(np.float32).mean(0)
+    np.testing.assert_array_equal(record.test_logits["teacher"], ensemble.astype(np.float16))
+    job = train.setup(resolve(run))
+    x = job.data.batch(torch.arange(8), "none", None)
+    wanted = first.model()(x).logits.mean(0)
+    torch.testing.assert_close(job.teacher(x, torch.arange(8)).logits, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_teachers_remembered_answers_are_its_answers(runs):
+    remembers = train.setup(resolve(tiny("kd")))
+    answers = train.setup(resolve(tiny("kd", augment="crop_flip", epochs=2)))
+    teacher = train.get(make(resolve(tiny("kd"))).teacher_run(tiny("kd"))).model()
+    index = torch.tensor([99, 3, 0, 57])
+    x = remembers.data.batch(index, "none", None)
+    z = teacher(x).logits
+    torch.testing.assert_close(remembers.teacher(x, index).logits, z, rtol=1e-3, atol=1e-4)
+    noise = torch.zeros_like(x)
+    assert torch.equal(remembers.teacher(noise, index).logits, remembers.teacher(x, index).logits)
+    torch.testing.assert_close(remembers.teacher(noise, None).logits, teacher(noise).logits,
+                               rtol=1e-3, atol=1e-4)  # a test image is not one it remembers
+    other = answers.teacher(noise, index).logits
+    assert not torch.allclose(other, answers.teacher(x, index).logits)
+    assert not remembers.teacher(x, index).logits.requires_grad and not z.requires_grad
+
+
+def test_a_folded_network_answers_the_same():
+    net = models.build("resnet14_w0.5", 1, 10)
+    x = torch.randn(16, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        net.train()(x)  # statistics that are not 0 and 1
+        plain = net.eval()(x).logits
+        norms = sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+        folded = train._folded(net)
+        assert sum(isinstance(m, nn.Identity) for m in folded.modules()) == norms > 0
+        torch.testing.assert_close(folded(x).logits, plain, rtol=1e-3, atol=1e-4)
+
+
+# ---- what a record holds ----
+
+
+def test_a_real_run_from_end_to_end(runs, monkeypatch):
+    monkeypatch.setattr(train, "load", data.load)  # all 10,000 test images
+    record = train.get(tiny("dml", m=2, full_tests=1, teacher_weight=1.0, epochs=3))
+    y = data.load("lesson").y_test.numpy()
+    z, t = (record.test_logits[k].astype(np.float32) for k in ("students", "teacher"))
+    assert z.shape == (2, 10_000, 10) and t.shape == (10_000, 10)
+    top1 = 100 * (z.argmax(-1) == y).mean(-1)
+    np.testing.assert_allclose(record.result["top1"], top1, atol=1e-9)
+    assert record.result["ensemble"] == pytest.approx(100 * (z.mean(0).argmax(-1) == y).mean())
+    with torch.no_grad():
+        now = record.model()(data.load("lesson").normalise(data.load("lesson").x_test[:500])).logits
+    np.testing.assert_allclose(now.numpy(), z[:, :500], atol=2e-2)
+    assert [("test_top1" in row) for row in record.history] == [False, True, False]
+    arrays = record.arrays
+    assert arrays["pair_distance"].shape == (3, 2, 2)
+    assert arrays["probe_logits"].shape == (3, 2, 64, 10)
+    probe = z[:, arrays["probe_index"]]
+    np.testing.assert_allclose(arrays["probe_logits"][-1].astype(np.float32), probe, atol=2e-2)
+    assert set(record.history[0]["terms"]) == {"ce", "mutual", "teacher"}
+
+
+@pytest.mark.parametrize("wanted, epochs, rows", [(1, 4, [1]), (3, 4, [0, 1, 2]), (9, 3, [0, 1]),
+                                                  (2, 1, [])])
+def test_full_tests_are_spread_over_the_epochs(runs, wanted, epochs, rows):
+    record = train.get(tiny(full_tests=wanted, epochs=epochs, batch=100))
+    assert [row["epoch"] for row in record.history if "test_top1" in row] == rows
+
+
+# ---- what it costs, and what it shows ----
+
+
+def test_checkpoints_take_a_sixtieth_of_the_time(runs, monkeypatch):
+    job = train.setup(resolve(tiny()))
+    cost = 0.05
+    monkeypatch.setattr(store, "write_checkpoint", lambda run, state: time.sleep(cost))
+    before = time.monotonic()
+    train.save_checkpoint(job)
+    assert job.next_save - before >= train.SPARE * cost and cost / (train.SPARE * cost) < 0.02
+
+
+def test_progress_is_whole_and_goes_when_the_run_is_finished(runs):
+    rows, path = [], runs / store.run_id(tiny(epochs=3)) / "progress.json"
+    record = train.get(tiny(epochs=3),
+                       on_epoch=lambda job: rows.append(json.loads(path.read_text())))
+    assert [len(r) for r in rows] == [1, 2, 3] and rows[-1] == record.history
+    assert sorted(p.name for p in record.path.iterdir()) == [
+        "history.npz", "record.json", "test_logits.npz", "weights.pt"]
+
+
+def test_no_bar_in_a_batch(runs, monkeypatch, capsys):
+    train.get(tiny())
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.delenv("KDKIT_BATCH")
+    train.get(tiny(seed=1))
+    out, err = capsys.readouterr()
+    assert out == "" and "Baseline seed 1" in err and "step" in err
+
+
+def test_only_the_main_process_writes(runs, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    record = train.get(tiny())
+    assert record.result["top1"] and not runs.exists() and capsys.readouterr().err == ""
