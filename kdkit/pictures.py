@@ -11,18 +11,19 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib import color_sequences
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from . import metrics
 from .methods import method_class, methods
-from .tables import seed_columns
+from .tables import count, said, seed_columns
 
 STYLE = Path(__file__).with_name("assets") / "kdkit.mplstyle"
 ORDER = (8, 1, 3, 4, 5, 9, 2, 7, 0, 6)  # of petroff10: neighbours in the registry differ most
 MARKERS, LINES = "osD^vPX<>*ph", ("-", "--", "-.", (0, (1, 1)), (0, (4, 1, 1, 1, 1, 1)))
-TEACHER, INK, FAINT = "#111111", "#333333", "#b0b0b0"
+PALETTE = color_sequences["petroff10"]
+TEACHER, INK, DASHED = "#111111", "#333333", {"color": "#333333", "lw": 0.9, "ls": (0, (4, 3))}
 _LOCK = threading.RLock()  # matplotlib's settings are global; widgets draw on threads of their own
 
 
@@ -33,20 +34,20 @@ def look():
         yield
 
 
-def colour(name: str) -> str:
-    """The method's own colour, by its place in the registry; "" is the teacher."""
-    if not name:
-        return TEACHER
-    index = methods().index(method_class(name).name)
-    tone, shade = to_rgb(color_sequences["petroff10"][ORDER[index % 10]]), 0.62 ** (index // 10)
-    return "#" + "".join(f"{round(255 * v * shade):02x}" for v in tone)
-
-
 def style(name: str) -> dict:
-    """Keywords for `plot`: the method's colour, marker and kind of line."""
-    index = methods().index(method_class(name).name) if name else -1
-    return {"color": colour(name), "marker": MARKERS[index % len(MARKERS)] if name else "*",
-            "linestyle": LINES[index % len(LINES)] if name else (0, (4, 2))}
+    """Keywords for `plot`: the method's own colour, marker and kind of line, by its place in the
+    registry; "" is the teacher."""
+    if not name:
+        return {"color": TEACHER, "marker": "*", "linestyle": (0, (4, 2))}
+    i = methods().index(method_class(name).name)
+    rgb = np.array(to_rgb(PALETTE[ORDER[i % 10]])) * 0.62 ** (i // 10)  # beyond ten: darker
+    return {"color": to_hex(rgb), "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": LINES[i % len(LINES)]}
+
+
+def colour(name: str) -> str:
+    """The method's colour as #rrggbb."""
+    return style(name)["color"]
 
 
 def ink(c: str) -> tuple[float, ...]:
@@ -55,36 +56,29 @@ def ink(c: str) -> tuple[float, ...]:
     return tuple(rgb * min(1.0, 0.42 / (rgb @ [0.299, 0.587, 0.114] + 1e-9)))
 
 
-def end_labels(ax, labels: list[tuple[float, str, str]]) -> None:
-    """Text in its line's colour at the right end of each line (y, text, colour), not overlapping;
-    a hairline leads back to the end where a label had to move."""
-    low, high = ax.get_ylim()
-    place = ax.get_position()
-    gap = 12.5 / 72 / (ax.figure.get_figheight() * place.height * 0.92)  # one line of text
-    at = [(y - low) / (high - low) for y, _, _ in labels]
+def end_labels(ax, labels: list[tuple[float, str, str]], xs=None) -> None:
+    """Text (y, text, colour) in the right margin, not overlapping, at the end of each line, or on
+    a hairline from its point where `xs` are given."""
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    gap = 12.5 / 72 / (ax.figure.get_figheight() * ax.get_position().height * 0.92)  # of text
+    at = np.array([(y - low) / (high - low) for y, _, _ in labels])
     order = np.argsort(at, kind="stable")
-    moved = [at[i] for i in order]
+    moved = at[order]
     for _ in range(200):  # push overlapping neighbours apart, evenly
         for k in range(len(moved) - 1):
-            lack = gap - (moved[k + 1] - moved[k])
-            if lack > 1e-6:
-                moved[k], moved[k + 1] = moved[k] - lack / 2, moved[k + 1] + lack / 2
+            lack = max(0.0, gap - (moved[k + 1] - moved[k]))
+            moved[k], moved[k + 1] = moved[k] - lack / 2, moved[k + 1] + lack / 2
     for i, new in zip(order, moved, strict=True):
-        ax.annotate(labels[i][1], (1, at[i]), (1.035, new), xycoords="axes fraction", va="center",
-                    fontsize=9, color=ink(labels[i][2]), annotation_clip=False,
-                    arrowprops={"arrowstyle": "-", "color": labels[i][2], "lw": 0.7,
-                                "shrinkA": 1, "shrinkB": 0})
+        x = 1 if xs is None else (xs[i] - left) / (right - left)
+        ax.annotate(labels[i][1], (x, at[i]), (1.035, new), xycoords="axes fraction", va="center",
+                    fontsize=9, color=ink(labels[i][2]), annotation_clip=False, arrowprops={
+                        "arrowstyle": "-", "color": labels[i][2], "lw": 0.7, "shrinkB": 0,
+                        "alpha": 1 if xs is None else 0.5})
 
 
-def count(table: pd.DataFrame) -> str:
-    """How many seeds stand behind a table: "n = 3"."""
-    n = sorted({int(v) for v in table["n"]})
-    return f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
-
-
-def shown(d: float, half: float) -> dict:
-    """A marker is filled where the difference is outside its interval, else hollow."""
-    return {} if abs(d) > half else {"markerfacecolor": "white"}
+def beside(ax, y: float, text: str, c: str = INK) -> None:
+    """Text in the right margin, at the height y of the data."""
+    ax.text(1.03, y, text, transform=ax.get_yaxis_transform(), va="center", fontsize=9, color=c)
 
 
 @look()
@@ -103,8 +97,8 @@ def draw_curves(table: pd.DataFrame, panels: dict[str, list[str]]) -> Figure:
                 kind |= {"linestyle": LINES[names.index(what)], "marker": MARKERS[k]}
             ax.plot(t["epoch"], t["mean"], **kind, markevery=max(1, len(t) // 8), markersize=4.5)
             sd = t["sd"].fillna(0)
-            ax.fill_between(t["epoch"], t["mean"] - sd, t["mean"] + sd, color=kind["color"],
-                            alpha=0.18, lw=0)
+            band = t["mean"] - sd, t["mean"] + sd
+            ax.fill_between(t["epoch"], *band, color=kind["color"], alpha=0.18, lw=0)
             text = what.split(" (")[0] if len(names) > 1 else label
             ends.append((t["mean"].iloc[-1], text, kind["color"]))
         ax.set(xlabel=f"epoch ({count(mine)})", title=title)
@@ -124,30 +118,25 @@ def draw_accuracy(table: pd.DataFrame, unit: str = "test accuracy (%)") -> Figur
     a, b = fig.subplots(1, 2, sharey=True, width_ratios=(1.2, 1))
     for y, (_, row) in enumerate(table.iterrows()):
         kind = style(row["method"]) | {"linestyle": "none"}
-        values = row[seed_columns(table)].dropna().astype(float)
-        a.plot(values, [y] * len(values), **kind, alpha=0.6, markersize=5, mew=0)
-        a.plot(row["mean"], y, "|", color=ink(kind["color"]), markersize=15, mew=2.2)
-        if row["n"] > 1:
+        values, many = row[seed_columns(table)].dropna().astype(float), row["n"] > 1
+        a.plot(values, [y] * len(values), **kind, alpha=0.6 if many else 1, markersize=5, mew=0)
+        if many:
             a.errorbar(row["mean"], y, xerr=row["sd"], color=kind["color"], lw=1.6)
+            a.plot(row["mean"], y, "|", color=ink(kind["color"]), markersize=15, mew=2.2)
         if not row["method"]:
-            a.axvline(row["mean"], color=TEACHER, lw=0.8, ls=(0, (4, 3)), zorder=0)
-        said = f"{row['mean']:.2f}" + (f" ± {row['sd']:.2f}" if row["n"] > 1 else "")
-        a.text(1.03, y, said, transform=a.get_yaxis_transform(), va="center", fontsize=9)
+            a.axvline(row["mean"], **DASHED, zorder=0)
+        beside(a, y, said(row["mean"], row["sd"]))
         if row["control"]:
             d, half = row["difference"], row["half_width"]
-            wide = 0 if np.isnan(half) else half
-            b.errorbar(d, y, xerr=wide, **kind | shown(d, half), capsize=3, lw=1.4,
-                       alpha=1 if abs(d) > half else 0.55)
-            said = f"{d:+.2f}" + (f" ± {half:.2f}" if half == half else "")
-            b.text(1.03, y, f"{said} vs {row['control']}", transform=b.get_yaxis_transform(),
-                   va="center", fontsize=9, color=INK if abs(d) > half else "#777777")
+            hollow = {} if row["shown"] else {"markerfacecolor": "white", "alpha": 0.55}
+            b.errorbar(d, y, xerr=np.nan_to_num(half), **kind | hollow, capsize=3, lw=1.4)
+            beside(b, y, f"{said(d, half, '+')} vs {row['control']}",
+                   INK if row["shown"] else "#777777")
     b.axvline(0, color=INK, lw=0.9, zorder=0)
     a.set_yticks(range(len(table)), table["label"])
     a.set(ylim=(len(table) - 0.4, -0.6), xlabel=f"{unit}, {count(table[table['method'] != ''])}",
           title="Every seed, mean ± deviation")
     b.set(xlabel="points, paired by seed; hollow: not shown", title="Difference, 95 % interval")
-    b.tick_params(axis="y", labelleft=False)
-    a.margins(x=0.08)
     return fig
 
 
@@ -155,8 +144,8 @@ def draw_accuracy(table: pd.DataFrame, unit: str = "test accuracy (%)") -> Figur
 def draw_sweep(table: pd.DataFrame, x: str, xlabel: str, log: bool = False) -> Figure:
     """Accuracy against a field of the method, a line a method; rows without the field are level
     lines. table: of `tables.accuracy` with a column `x`."""
-    fig = Figure(figsize=(6.8, 3.5))
-    ax, ends = fig.subplots(), []
+    fig, ends = Figure(figsize=(6.8, 3.5)), []
+    ax = fig.subplots()
     for name, t in table.groupby("method", sort=False):
         kind, t = style(name), t.sort_values(x)
         if t[x].isna().all():
@@ -165,32 +154,30 @@ def draw_sweep(table: pd.DataFrame, x: str, xlabel: str, log: bool = False) -> F
                 ends.append((row["mean"], row["label"], kind["color"]))
             continue
         for c in seed_columns(t):
-            ax.plot(t[x], t[c], color=kind["color"], marker=kind["marker"], ls="none",
-                    markersize=3.5, alpha=0.45, mew=0)
+            ax.plot(t[x], t[c], **kind | {"linestyle": "none"}, ms=3.5, alpha=0.45, mew=0)
         ax.errorbar(t[x], t["mean"], yerr=t["sd"].fillna(0), capsize=3, elinewidth=1.1, **kind)
         ends.append((t["mean"].iloc[-1], method_class(name).title, kind["color"]))
     ticks = sorted(table[x].dropna().unique())
     if log:
         ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [f"{v:g}" for v in ticks])
-    ax.set(xlabel=f"{xlabel} ({count(table[table['method'] != ''])}; bars: one deviation)",
+    ax.set(xlabel=f"{xlabel} (every seed a dot, {count(table[table['method'] != ''])})",
            ylabel="test accuracy (%)")
     end_labels(ax, ends)
     return fig
 
 
-def matrix(ax, A: np.ndarray, signed: bool, high: float):
-    """A matrix of peers with its values written in."""
-    shade = ax.imshow(A, cmap="PuOr" if signed else "Blues", vmin=-high if signed else 0, vmax=high)
+def matrix(ax, A: np.ndarray, cmap: str, middle: float, reach: float):
+    """A matrix of peers, its values written in; colours reach from middle - reach to + reach."""
+    shade = ax.imshow(A, cmap=cmap, vmin=middle - reach, vmax=middle + reach)
     ax.grid(False)
-    ax.spines[:].set_visible(False)
-    ticks = range(len(A))
-    ax.set_xticks(ticks, [k + 1 for k in ticks])
-    ax.set_yticks(ticks, [k + 1 for k in ticks])
-    ax.tick_params(length=0)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_ticks(range(len(A)), range(1, len(A) + 1))
     for (a, b), v in np.ndenumerate(A):
-        ax.text(b, a, f"{v:+.2f}" if signed else f"{v:.2f}", ha="center", va="center",
-                fontsize=9 if len(A) < 5 else 7, color="white" if abs(v) > 0.62 * high else INK)
+        text = f"{v:{'' if middle else '+'}.{3 if len(A) < 5 else 2}f}" if v or middle else "0"
+        dark = v - middle > 0.3 * reach or (not middle and v < -0.6 * reach)
+        ax.text(b, a, text.replace("-", "−"), ha="center", va="center",
+                fontsize=8.5 if len(A) < 5 else 6.5, color="white" if dark else INK)
     return shade
 
 
@@ -198,16 +185,17 @@ def _attention(panels: list[tuple[str, np.ndarray]]) -> Figure:
     """A above, A - A^T below, for each (title, A)."""
     fig = Figure(figsize=(1.4 + 1.75 * len(panels), 4.3))
     axes = fig.subplots(2, len(panels), squeeze=False, sharex=True, sharey=True)
-    high = max(A.max() for _, A in panels)
-    wide = max(max(np.abs(A - A.T).max() for _, A in panels), 1e-3)
+    even = 1 / len(panels[0][1])
+    reach = max(0.01, *(np.abs(A - even).max() for _, A in panels))
+    wide = max(0.01, *(np.abs(A - A.T).max() for _, A in panels))
     for k, (title, A) in enumerate(panels):
-        top, low = matrix(axes[0, k], A, False, high), matrix(axes[1, k], A - A.T, True, wide)
+        top = matrix(axes[0, k], A, "Blues", even, reach)
+        low = matrix(axes[1, k], A - A.T, "PuOr", 0, wide)
         axes[0, k].set_title(title)
-    axes[0, 0].set_ylabel("learning peer $a$")
-    axes[1, 0].set_ylabel("learning peer $a$")
     fig.supxlabel("peer $b$ that is learned from", fontsize=9.5)
-    fig.colorbar(top, ax=axes[0, :], label="$A_{ab}$", shrink=0.85)
-    fig.colorbar(low, ax=axes[1, :], label="$A_{ab} - A_{ba}$", shrink=0.85)
+    fig.supylabel("learning peer $a$", fontsize=9.5)
+    for row, shade, what in ((0, top, "$A_{ab}$"), (1, low, "$A_{ab} - A_{ba}$")):
+        fig.colorbar(shade, ax=axes[row, :], label=what, shrink=0.85)
     return fig
 
 
@@ -239,79 +227,74 @@ def draw_ensembles(table: pd.DataFrame) -> Figure:
                    arrowprops={"arrowstyle": "-|>", "color": kind["color"], "lw": 1.6})
         a.plot(row["single"], y, **kind | {"markerfacecolor": "white"})
         a.plot(row["ensemble"], y, **kind)
-        a.text(1.03, y, f"{row['mean']:+.2f}", transform=a.get_yaxis_transform(), va="center",
-               fontsize=9)
-        b.errorbar(row["diversity"], row["mean"], yerr=0 if row["n"] < 2 else row["sd"], **kind,
-                   capsize=3, lw=1.2)
+        beside(a, y, said(row["mean"], row["sd"], "+"))
+        b.errorbar(row["diversity"], row["mean"], np.nan_to_num(row["sd"]), **kind, capsize=3)
     a.set_yticks(range(len(table)), table["label"])
     a.set(ylim=(len(table) - 0.4, -0.6), xlabel=f"test accuracy (%), {count(table)}",
           title="Mean single student (hollow) → ensemble")
-    a.margins(x=0.08)
-    b.margins(x=0.12, y=0.15)
     b.set(xlabel="diversity of the peers", ylabel="gain of the ensemble (points)",
           title="Does diversity pay?")
-    end_labels(b, [(r["mean"], r["label"], colour(r["method"])) for _, r in table.iterrows()])
+    end_labels(b, [(r["mean"], r["label"], colour(r["method"])) for _, r in table.iterrows()],
+               table["diversity"].tolist())
     return fig
 
 
 @look()
 def draw_correlation(table: pd.DataFrame) -> Figure:
     """Correlation number of teacher, students and collection. table: of `tables.correlation`."""
-    temperatures = table["T"].unique()
     fig = Figure(figsize=(7.6, 3.2))
-    for ax, T in zip(np.ravel(fig.subplots(1, len(temperatures))), temperatures, strict=True):
-        for k, (_, row) in enumerate(table[table["T"] == T].iterrows()):
-            c = (TEACHER, color_sequences["petroff10"][0], color_sequences["petroff10"][1])[k % 3]
-            ax.bar(k, row["mean"], color=c, alpha=0.75, width=0.62, hatch=("", "//", "..")[k % 3],
-                   edgecolor="white", yerr=None if row["n"] < 2 else row["sd"], capsize=4)
-            values = row[seed_columns(table)].dropna().astype(float)
+    axes = fig.subplots(1, table["T"].nunique(), sharey=True, squeeze=False)[0]
+    for ax, (T, t) in zip(axes, table.groupby("T", sort=False), strict=True):
+        for k, (_, row) in enumerate(t.iterrows()):
+            ax.bar(k, row["mean"], color=("#555555", *PALETTE[:2])[k], alpha=0.75, width=0.62,
+                   hatch=("", "//", "..")[k], edgecolor="white", yerr=np.nan_to_num(row["sd"]))
+            values = row[seed_columns(t)].dropna().astype(float)
             ax.plot([k] * len(values), values, "o", color=INK, markersize=3, alpha=0.7)
-            ax.annotate(f"{row['mean']:.3f}", (k, row["mean"]), (0, 9), ha="center", fontsize=9,
+            ax.annotate(f"{row['mean']:.3f}", (k, max(values)), (0, 9), ha="center", fontsize=9,
                         textcoords="offset points")
-        ax.set_xticks(range(len(table[table["T"] == T])), table[table["T"] == T]["who"])
-        ax.set(title=f"T = {T:g}", ylabel="classes above 1/K, mean" if T == temperatures[0] else "")
+        ax.set_xticks(range(len(t)), t["who"])
+        ax.set_title(f"T = {T:g}")
         ax.grid(axis="x", visible=False)
         ax.margins(y=0.16)
-    fig.supxlabel(f"{count(table)}; bars: one deviation over seeds", fontsize=9)
+    axes[0].set_ylabel("classes above 1/K, mean")
+    fig.supxlabel(f"every seed a dot, {count(table)}", fontsize=9)
     return fig
 
 
 @look()
 def draw_distributions(table: pd.DataFrame) -> Figure:
     """Distributions with their entropy and correlation number. table: `tables.distributions`."""
-    names = table["distribution"].unique()
     fig = Figure(figsize=(7.6, 2.9))
-    for ax, name in zip(np.ravel(fig.subplots(1, len(names), sharey=True)), names, strict=True):
-        t = table[table["distribution"] == name]
-        above = t["p"] > 1 / len(t)
-        ax.bar(t["class"], t["p"], color=np.where(above, "#bd1f01", FAINT), width=0.72)
-        ax.axhline(1 / len(t), color=INK, lw=0.9, ls=(0, (4, 3)))
+    axes = fig.subplots(1, table["distribution"].nunique(), sharey=True, squeeze=False)[0]
+    for ax, (name, t) in zip(axes, table.groupby("distribution", sort=False), strict=True):
+        tones = np.where(t["p"] > 1 / len(t), PALETTE[2], "#b0b0b0")
+        ax.bar(t["class"], t["p"], color=tones, width=0.7)
+        ax.axhline(1 / len(t), **DASHED)
         ax.text(len(t) - 0.5, 1 / len(t) + 0.01, "1/K", ha="right", va="bottom", fontsize=9)
-        ax.set_xticks(t["class"])
-        ax.set(xlabel="class", title=f"{name}: entropy {t['entropy'].iloc[0]:.2f} nats, "
-                                     f"correlation number {t['correlation_number'].iloc[0]}")
+        H, number = t[["entropy", "correlation_number"]].iloc[0]
+        ax.set_title(f"{name}: entropy {H:.2f} nats, correlation number {number:g}")
+        ax.set(xlabel="class", xticks=t["class"])
         ax.grid(axis="x", visible=False)
-    fig.axes[0].set_ylabel("probability")
+    axes[0].set_ylabel("probability")
     return fig
 
 
 @look()
 def draw_reliability(table: pd.DataFrame) -> Figure:
     """Accuracy against confidence, a panel for each kind of run; bars' strength is their share of
-    the predictions. table: of `tables.reliability`."""
-    labels = list(table["label"].unique())
-    columns = min(3, len(labels))
-    rows = -(-len(labels) // columns)
-    fig = Figure(figsize=(2.7 * columns + 0.4, 2.5 * rows + 0.3))
-    axes = fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for ax, name in zip(axes, labels, strict=False):
-        t = table[table["label"] == name]
+    the predictions, below one in a thousand they are left out. table: of `tables.reliability`."""
+    n = table["label"].nunique()
+    across, down = min(3, n), -(-n // 3)
+    fig = Figure(figsize=(2.7 * across + 0.4, 2.5 * down + 0.3))
+    axes = fig.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
+    for ax, (name, t) in zip(axes, table.groupby("label", sort=False), strict=False):
+        t = t[t["share"] >= 0.001]
         weight, c = 0.25 + 0.7 * t["share"] / t["share"].max(), to_rgb(colour(t["method"].iloc[0]))
         ax.bar((t["bin"] + 0.5) / 10, t["accuracy"], width=0.092, color=[(*c, w) for w in weight])
         ax.plot(t["confidence"], t["accuracy"], color=INK, marker="o", markersize=3, lw=1)
-        ax.plot([0, 1], [0, 1], color=INK, lw=0.9, ls=(0, (4, 3)))
-        ax.set(title=f"{name}: ECE {t['ece'].iloc[0]:.3f}", xlim=(0, 1), ylim=(0, 1))
-    for ax in axes[len(labels):]:
+        ax.plot([0, 1], [0, 1], **DASHED)
+        ax.set(title=f"{name}: ECE {t['ece'].iloc[0]:.3f}", xlim=(0, 1), ylim=(0, 1.02))
+    for ax in axes[n:]:
         ax.set_visible(False)
     fig.supxlabel(f"confidence ({count(table)}; dashed: perfect)", fontsize=9.5)
     fig.supylabel("accuracy", fontsize=9.5)
@@ -324,7 +307,7 @@ def _bars(ax, rows: list[tuple[str, np.ndarray, str, str]], names: list[str]) ->
     for k, (label, p, c, hatch) in enumerate(rows):
         at = np.arange(K) + (k - (len(rows) - 1) / 2) * wide
         ax.bar(at, p, wide * 0.92, color=c, label=label, hatch=hatch, edgecolor="white")
-    ax.axhline(1 / K, color=INK, lw=0.9, ls=(0, (4, 3)))
+    ax.axhline(1 / K, **DASHED)
     ax.text(K - 0.45, 1 / K, "1/K", fontsize=9, va="bottom", ha="left")
     if K <= 20:
         ax.set_xticks(range(K), names, rotation=30, ha="right", rotation_mode="anchor")
@@ -336,11 +319,10 @@ def _bars(ax, rows: list[tuple[str, np.ndarray, str, str]], names: list[str]) ->
 @look()
 def draw_temperature(z_T, z, T: float, names: list[str]) -> Figure:
     """Softened predictions of teacher z_T (K,) and student z (K,) at temperature T."""
-    p, q = (metrics.softmax(np.asarray(v, np.float64), T) for v in (z_T, z))
+    p, q = (metrics.softmax(v, T) for v in (z_T, z))
     fig = Figure(figsize=(7.8, 3.2))
-    ax = fig.subplots()
-    _bars(ax, [("teacher", p, "#555555", ""), ("student", q, "#ffa90e", "//")], names)
-    ax.set(ylabel="probability", title=f"T = {T:g}")
+    _bars(fig.subplots(), [("teacher", p, "#555555", ""), ("student", q, "#ffa90e", "//")], names)
+    fig.axes[0].set(ylabel="probability", title=f"T = {T:g}")
     return fig
 
 
@@ -348,13 +330,12 @@ def draw_temperature(z_T, z, T: float, names: list[str]) -> Figure:
 def draw_collection(z, m, student: int, tau: float, names: list[str]) -> Figure:
     """What the students z (S, K) say of one image, and what `student` receives: softmax(m/tau),
     m (K,)."""
-    blues = ("#3f90da", "#832db6", "#92dadd", "#717581", "#a96b59", "#b9ac70")
+    tones = [PALETTE[k] for k in (0, 4, 9, 8, 5, 7)]
     rows = [(f"student {k + 1}{', learning' if k == student else ''}", metrics.softmax(v, tau),
-             blues[k % 6], "" if k == student else "//") for k, v in enumerate(z)]
+             tones[k % 6], "" if k == student else "//") for k, v in enumerate(z)]
     fig = Figure(figsize=(8.4, 3.4))
-    ax = fig.subplots()
-    _bars(ax, [*rows, ("received", metrics.softmax(m, tau), "#ffa90e", "..")], names)
-    ax.set(ylabel="probability", title=f"tau = {tau:g}")
+    _bars(fig.subplots(), [*rows, ("received", metrics.softmax(m, tau), "#ffa90e", "..")], names)
+    fig.axes[0].set(ylabel="probability", title=f"tau = {tau:g}")
     return fig
 
 
@@ -363,12 +344,13 @@ def draw_class_map(student, teacher, of: int, peak: int, images, names: list[str
                    like=()) -> Figure:
     """Class maxima (K,) of student and teacher over the images of class `of`, and below them the
     `images` (n, C, H, W) uint8 behind the student's peak, beside images `like` of that class."""
-    n = len(images) + len(like)
     fig = Figure(figsize=(8.4, 4.7))
-    grid = fig.add_gridspec(2, max(n, 1), height_ratios=(2.1, 1))
+    grid = fig.add_gridspec(2, max(len(images) + len(like), 1), height_ratios=(2.1, 1))
     ax = fig.add_subplot(grid[0, :])
     _bars(ax, [("teacher", teacher, "#555555", ""), ("student", student, "#ffa90e", "//")], names)
     ax.set(ylabel="largest probability", title=f"Over all test images of: {names[of]}")
+    ax.annotate("peak", (peak, max(student[peak], teacher[peak])), (0, 16), ha="center", fontsize=9,
+                textcoords="offset points", arrowprops={"arrowstyle": "-|>", "color": INK})
     for k, image in enumerate([*images, *like]):
         cell = fig.add_subplot(grid[1, k])
         picture(cell, image)
@@ -398,21 +380,16 @@ def draw_images(images, names: list[str]) -> Figure:
 @look()
 def draw_progress(history: list[dict], title: str) -> Figure:
     """The curve of one run, finished or not: unweighted loss terms, training and probe accuracy."""
-    fig = Figure(figsize=(8.4, 2.9))
-    a, b = fig.subplots(1, 2)
-    epochs = [row["epoch"] + 1 for row in history]
-    for ax, series in ((a, {k: [row["terms"][k] for row in history]
-                            for k in (history[0]["terms"] if history else ())}),
-                       (b, {name: [np.mean(row[key]) for row in history] for name, key in
-                            (("training", "train_top1"), ("probe", "probe_top1")) if history})):
-        ends = []
-        for k, (name, values) in enumerate(series.items()):
-            line, = ax.plot(epochs, values, ls=LINES[k % 5], marker=MARKERS[k], markersize=3.5)
-            ends.append((values[-1], name, line.get_color()))
-        ax.set(xlabel="epoch")
+    names, fig = history[0]["terms"] if history else (), Figure(figsize=(8.4, 2.9))
+    terms = {k: [row["terms"][k] for row in history] for k in names}
+    right = {k: [np.mean(row[f"{k}_top1"]) for row in history] for k in ("train", "probe")}
+    for ax, series, what in zip(fig.subplots(1, 2), (terms, right if history else {}),
+                                ("Loss terms, without weights", "Accuracy (%)"), strict=True):
+        for k, values in enumerate(series.values()):
+            ax.plot(range(1, len(values) + 1), values, ls=LINES[k % 5], marker=MARKERS[k], ms=3.5)
+        ax.set(xlabel="epoch", title=what)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        end_labels(ax, ends)
-    a.set_title("Loss terms, without weights")
-    b.set_title("Accuracy (%)")
+        end_labels(ax, [(v[-1], k, line.get_color())
+                        for (k, v), line in zip(series.items(), ax.lines, strict=True)])
     fig.suptitle(title)
     return fig

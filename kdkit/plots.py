@@ -23,7 +23,7 @@ from . import metrics, pictures, store, tables
 from .config import Run, choose, preset
 from .pictures import *  # noqa: F403  every draw_* is found here
 from .store import Record
-from .tables import label  # noqa: F401
+from .tables import label, said  # noqa: F401
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,13 @@ def verdict(what: str, other: str, row, unit: str = "points", digits: int = 2) -
     """One sentence on a paired difference and whether it is shown. row: of `tables.paired`."""
     d, half, n = row["difference"], row["half_width"], int(row["pairs"])
     size = f"{abs(d):.{digits}f} {unit}".strip()
-    said = f"{what} is {size} {'above' if d > 0 else 'below'} {other}" if d else \
+    seen = f"{what} is {size} {'above' if d > 0 else 'below'} {other}" if d else \
         f"{what} is level with {other}"
     if n < 2:
-        return f"{said} in {n} seed: one seed gives no interval, so nothing is shown."
+        return f"{seen} in {n} seed: one seed gives no interval, so this is not shown."
     if row["shown"]:
-        return f"{said} (95 % interval ± {half:.{digits}f}, n = {n}): shown."
-    return f"{said}, inside its 95 % interval of ± {half:.{digits}f} (n = {n}): not shown."
-
-
-def said(mean: float, sd: float, digits: int = 2) -> str:
-    """A mean and, where there are several seeds, its deviation."""
-    return f"{mean:.{digits}f}" + (f" ± {sd:.{digits}f}" if sd == sd else "")
+        return f"{seen} (95 % interval ± {half:.{digits}f}, n = {n}): shown."
+    return f"{seen}, inside its 95 % interval of ± {half:.{digits}f} (n = {n}): not shown."
 
 
 def seeds(table: pd.DataFrame) -> str:
@@ -93,10 +88,11 @@ def say_sweep(table: pd.DataFrame, x: str) -> list[str]:
     for _, t in table.dropna(subset=[x]).groupby("method", sort=False):
         t = t.sort_values(x)
         first, best, last = t.iloc[0], t.loc[t["mean"].idxmax()], t.iloc[-1]
-        gap = tables.paired(*(_by_seed(r) for r in (last, first)))
-        out += [f"{t['label'].iloc[0].split(' (')[0]} is best at {x} = {best[x]:g} with "
-                f"{said(best['mean'], best['sd'])} %.",
-                verdict(f"It at {x} = {last[x]:g}", f"itself at {x} = {first[x]:g}", gap)]
+        name = tables.method_class(t["method"].iloc[0]).title
+        out.append(f"{name} is best at {x} = {best[x]:g} with {said(best['mean'], best['sd'])} %.")
+        if first[x] < last[x]:
+            gap = tables.paired(_by_seed(last), _by_seed(first))
+            out.append(verdict(f"{name} with {x} = {last[x]:g}", f"{x} = {first[x]:g}", gap))
     return [*say_accuracy(table), *out]
 
 
@@ -130,7 +126,8 @@ def say_diversity(table: pd.DataFrame) -> list[str]:
     """The order at the end of training; each against the first kind of run, the upper bound."""
     last = table[table["epoch"] == table["epoch"].max()]
     order = last.sort_values("mean", ascending=False)
-    each = ", ".join(f"{r['label']} {said(r['mean'], r['sd'], 4)}" for _, r in order.iterrows())
+    each = ", ".join(f"{r['label']} {said(r['mean'], r['sd'], digits=4)}"
+                     for _, r in order.iterrows())
     first = last.iloc[0]
     top = "has" if order["label"].iloc[0] == first["label"] else "has not"
     return [f"Mean distance between peers' predictions over the epochs, {seeds(table)}; at the "
@@ -333,11 +330,10 @@ def figures_root() -> Path:
 
 
 @pictures.look()
-def _bytes(fig: Figure, kind: str, dpi: int = 150) -> bytes:
+def _bytes(fig: Figure, kind: str, **given) -> bytes:
     """The figure as a file; the same figure gives the same bytes."""
-    buffer, gone = io.BytesIO(), {"png": "Software", "svg": "Date"}[kind]
-    fig.savefig(buffer, format=kind, dpi=dpi, metadata={gone: None}, bbox_inches="tight",
-                pad_inches=0.08)
+    buffer, undated = io.BytesIO(), {{"png": "Software", "svg": "Date"}[kind]: None}
+    fig.savefig(buffer, format=kind, metadata=undated, **given)
     return buffer.getvalue()
 
 
@@ -349,16 +345,16 @@ def save(fig: Figure, name: str, alt: str, table: pd.DataFrame) -> Path:
     numbers = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     for kind, blob in {"svg": _bytes(fig, "svg"), "csv": numbers.encode(),
                        "json": (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode(),
-                       "png": _bytes(fig, "png")}.items():
+                       "png": _bytes(fig, "png", dpi=150)}.items():
         store.write(path.with_name(f"{name}.{kind}"), blob)
     return path.with_name(f"{name}.png")
 
 
 def html(fig: Figure, alt: str) -> str:
     """The figure as an <img> that carries its alt text."""
-    data = base64.b64encode(_bytes(fig, "png", 120)).decode()
+    blob = _bytes(fig, "png", dpi=110, pil_kwargs={"compress_level": 1})  # for knobs, be quick
     return (f'<img alt="{markup.escape(alt)}" style="max-width:100%" '
-            f'src="data:image/png;base64,{data}">')
+            f'src="data:image/png;base64,{base64.b64encode(blob).decode()}">')
 
 
 def show_images(images, names: list[str]) -> None:

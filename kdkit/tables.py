@@ -74,6 +74,18 @@ def spread(values: dict[int, float]) -> dict[str, float]:
     return {"n": n, "mean": mean, "sd": sd} | {f"seed {s}": v for s, v in values.items()}
 
 
+def count(table: pd.DataFrame) -> str:
+    """How many seeds stand behind a table: "n = 3"."""
+    n = sorted({int(v) for v in table["n"]})
+    return f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
+
+
+def said(mean: float, sd: float, sign: str = "", digits: int = 2) -> str:
+    """A number and, where there is one, its deviation or half interval."""
+    text = f"{mean:{sign}.{digits}f}".replace("-", "−")
+    return f"{text} ± {sd:.{digits}f}" if sd == sd else text
+
+
 def paired(ours: dict[int, float], control: dict[int, float]) -> dict[str, Any]:
     """difference, half_width of its 95 % interval, pairs (how many), shown: is 0 outside it?"""
     both = sorted(ours.keys() & control.keys())

@@ -1,4 +1,4 @@
-"""The store's promises: whole or not at all, nothing damaged or foreign is used, one id a result."""
+"""The store's promises: whole or not at all, nothing damaged is used, one id for one result."""
 
 import dataclasses
 import hashlib
@@ -281,7 +281,7 @@ def saved(obj):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("pack", [pickle.dumps, saved])
+@pytest.mark.parametrize("pack", [lambda obj: pickle.dumps(obj, 2), saved])
 def test_no_pickle_is_ever_executed(stored, tmp_path, capsys, pack):
     blob = pack({"students": Evil(tmp_path / "executed")})
     (stored / "weights.pt").write_bytes(blob)
@@ -425,7 +425,7 @@ def test_every_field_that_matters_is_in_the_id():
         start = Run(method="kd", schedule="sgdr" if name in ("T_0", "T_mult") else "step")
         assert getattr(start, name) != value
         ids |= {store.run_id(start), store.run_id(replace(start, **{name: value}))}
-    assert len(ids) == len(OTHER) + 2  # and the two starts
+    assert len(ids) == len(OTHER) + 1  # and the start; sgdr's start is `schedule`'s other value
 
 
 def test_what_does_not_matter_is_not():
@@ -548,8 +548,8 @@ def test_one_trains_the_others_wait_and_a_killed_one_lets_go(runs, tmp_path, fin
         time.sleep(0.2)
         assert not mine and third.is_alive()
         (tmp_path / "go").touch()
-        out, err = second.communicate(timeout=60)
-        third.join(60)
+        out, err = second.communicate(timeout=300)
+        third.join(300)
         wanted = store.read(finished).meta["weights_sha256"]
         assert out == f"{wanted}\n" and second.returncode == 0 and err == ""
         assert mine[0].meta == store.find(tiny()).meta  # the third took what the second stored

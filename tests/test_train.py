@@ -534,9 +534,9 @@ def test_a_folded_network_answers_the_same():
     with torch.no_grad():
         net.train()(x)  # statistics that are not 0 and 1
         plain = net.eval()(x).logits
-        norms = sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+        assert any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
         folded = train._folded(net)
-        assert sum(isinstance(m, nn.Identity) for m in folded.modules()) == norms > 0
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
         torch.testing.assert_close(folded(x).logits, plain, rtol=1e-3, atol=1e-4)
 
 
@@ -545,7 +545,7 @@ def test_a_folded_network_answers_the_same():
 
 def test_a_real_run_from_end_to_end(runs, monkeypatch):
     monkeypatch.setattr(train, "load", data.load)  # all 10,000 test images
-    record = train.get(tiny("dml", m=2, full_tests=1, teacher_weight=1.0, epochs=3))
+    record = train.get(tiny("dml", m=2, teacher_weight=1.0))
     y = data.load("lesson").y_test.numpy()
     z, t = (record.test_logits[k].astype(np.float32) for k in ("students", "teacher"))
     assert z.shape == (2, 10_000, 10) and t.shape == (10_000, 10)
@@ -555,10 +555,9 @@ def test_a_real_run_from_end_to_end(runs, monkeypatch):
     with torch.no_grad():
         now = record.model()(data.load("lesson").normalise(data.load("lesson").x_test[:500])).logits
     np.testing.assert_allclose(now.numpy(), z[:, :500], atol=2e-2)
-    assert [("test_top1" in row) for row in record.history] == [False, True, False]
     arrays = record.arrays
-    assert arrays["pair_distance"].shape == (3, 2, 2)
-    assert arrays["probe_logits"].shape == (3, 2, 64, 10)
+    assert arrays["pair_distance"].shape == (2, 2, 2)
+    assert arrays["probe_logits"].shape == (2, 2, 64, 10)
     probe = z[:, arrays["probe_index"]]
     np.testing.assert_allclose(arrays["probe_logits"][-1].astype(np.float32), probe, atol=2e-2)
     assert set(record.history[0]["terms"]) == {"ce", "mutual", "teacher"}

@@ -1,0 +1,55 @@
+# make figures   run every notebook on the built-in data and draw the figures (SEEDS=3: figures/)
+# make test      the tests, then nbval on the first notebooks
+# make lab       JupyterLab on the notebooks
+# make clean     forget .venv and what tools left; runs and figures stay
+#
+# Each sets .venv up, once. VENV=path uses another environment, as it is if it has what kdkit needs.
+
+VENV = .venv
+PYTHON = python3
+PY = $(abspath $(VENV))/bin/python
+# The committed figures are those of three seeds; any other run draws into figures/local/.
+FIGURES = $(if $(filter 3,$(SEEDS)),KDKIT_FIGURES="$${KDKIT_FIGURES:-$(CURDIR)/figures}")
+NEEDS = torch torchvision jupyterlab ipywidgets matplotlib seaborn pandas papermill pytest nbval \
+        numpy filelock tqdm
+SMOKE = KDKIT_PRESET=smoke KDKIT_BATCH=1 OMP_NUM_THREADS=1
+NBVAL = -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=600
+# This checkout's kdkit, in notebooks' kernels as well, whatever the environment holds.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+.PHONY: figures test lab clean ready
+
+figures: ready
+	$(FIGURES) $(PY) -m kdkit figures $(if $(SEEDS),--seeds $(SEEDS))
+
+test: ready
+	$(PY) -m pytest tests
+	tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
+	  $(SMOKE) KDKIT_RUNS="$$tmp/runs" KDKIT_FIGURES="$$tmp/figures" \
+	  $(PY) -m pytest $(NBVAL) notebooks/01_*.ipynb notebooks/02_*.ipynb
+
+lab: ready
+	$(PY) -m jupyter lab --notebook-dir=notebooks
+
+clean:
+	rm -rf .venv build kdkit.egg-info .pytest_cache .ruff_cache
+	find kdkit tests benchmarks notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+ifeq ($(VENV),.venv)
+ready: .venv/.ready
+else
+ready:
+	@$(PY) -c "import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, '$(NEEDS)'.split())))" \
+	  2>/dev/null || $(MAKE) --no-print-directory $(abspath $(VENV))/.ready
+endif
+
+# The stamp: an environment is set up once, and again when pyproject.toml changes.
+%/.ready: pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || { echo "kdkit:" \
+	  "needs Python 3.11 or newer, $(PYTHON) is" \
+	  "$$($(PYTHON) -V 2>/dev/null || echo missing); PYTHON=path names another" >&2; exit 1; }
+	@test -x $*/bin/python || $(PYTHON) -c "import ensurepip, venv" 2>/dev/null || { echo "kdkit:" \
+	  "$(PYTHON) lacks the venv module (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@test -x $*/bin/python || $(PYTHON) -m venv $*
+	$*/bin/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
