@@ -267,7 +267,7 @@ def draw_distributions(table: pd.DataFrame) -> Figure:
     fig = Figure(figsize=(7.6, 2.9))
     axes = fig.subplots(1, table["distribution"].nunique(), sharey=True, squeeze=False)[0]
     for ax, (name, t) in zip(axes, table.groupby("distribution", sort=False), strict=True):
-        tones = np.where(t["p"] > 1 / len(t), PALETTE[2], "#b0b0b0")
+        tones = np.where(t["p"] > 1 / len(t), "#bd1f01", "#b0b0b0")
         ax.bar(t["class"], t["p"], color=tones, width=0.7)
         ax.axhline(1 / len(t), **DASHED)
         ax.text(len(t) - 0.5, 1 / len(t) + 0.01, "1/K", ha="right", va="bottom", fontsize=9)

@@ -1,6 +1,7 @@
 """What all methods promise, and the rules of the house that a syntax tree can check."""
 
 import ast
+import importlib
 import io
 import linecache
 import math
@@ -13,8 +14,7 @@ import pytest
 import torch
 
 import kdkit
-from kdkit import methods as package
-from kdkit.config import Run
+from kdkit.config import Run, preset
 from kdkit.methods import (
     KD,
     Method,
@@ -30,6 +30,9 @@ from kdkit.methods import (
     source_digest,
 )
 from kdkit.models import Branches, Peers, build
+from kdkit.store import run_id
+
+package = importlib.import_module("kdkit.methods")  # kdkit.methods is also a function
 
 ROOT = Path(kdkit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -422,13 +425,16 @@ ARROWS = {
     "papers": "config methods",
     "store": "config losses models files metrics data methods",
     "train": "config losses machine models files metrics data methods store",
-    "plots": BELOW,
-    "widgets": f"{BELOW} train plots",
-    "teach": f"{BELOW} train plots widgets",
-    "cli": f"{BELOW} train plots widgets teach",
+    "tables": BELOW,
+    "pictures": f"{BELOW} tables",
+    "plots": f"{BELOW} tables pictures",
+    "teach": f"{BELOW} train plots",
+    "widgets": f"{BELOW} train plots teach",
+    "batch": f"{BELOW} machine train plots",
+    "cli": f"{BELOW} machine train plots batch",
     "assets": "data files",  # the script that made the lesson's data
     "__main__": "cli",
-    "__init__": f"{BELOW} train plots widgets teach cli",
+    "__init__": f"{BELOW} train plots widgets teach",
 }
 
 
@@ -512,3 +518,13 @@ def test_nothing_unpickles_code():
                                              ("np.load", "allow_pickle", False)):
                     if called == function:
                         assert getattr(given.get(key), "value", None) is value, (path, node.lineno)
+
+
+@pytest.mark.parametrize("T", [3.0, 4.0, 5.0])
+def test_resolve_twice_is_resolve_once(T):
+    """Also where a field is set to the class's default and the preset has another value."""
+    run = resolve(preset("okddip_paper", method="kd", T=T))
+    assert resolve(run) == run and make(run).T == T
+    assert run_id(run) == run_id(preset("okddip_paper", method="kd", T=T))
+    plain = preset("lesson", method="kd", T=T)
+    assert (run_id(plain) == run_id(preset("lesson", method="kd"))) == (T == 4.0)
