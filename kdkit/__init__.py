@@ -9,8 +9,20 @@ from . import losses, metrics, models, plots, store, train, widgets
 from .config import PRESETS, Run, preset
 from .data import datasets, load
 from .methods import (
-    CLILR, DCKD, DML, EDCKD, KD, ONE, Baseline, EnsembledStudent, Ind, Method, OKDDip, OKDDipKD,
-    method_class, methods,
+    CLILR,
+    DCKD,
+    DML,
+    EDCKD,
+    KD,
+    ONE,
+    Baseline,
+    EnsembledStudent,
+    Ind,
+    Method,
+    OKDDip,
+    OKDDipKD,
+    method_class,
+    methods,
 )
 from .papers import cells
 from .store import Record

@@ -3,7 +3,8 @@ it."""
 # ruff: noqa: I001  the order of the imports is the order of the registry
 
 from .base import (
-    Method, Probe, Step, effective, fields, is_ours, make, method_class, methods, resolve, source_digest,
+    Method, Probe, Step, effective, fields, is_ours, make, method_class, methods, resolve,
+    source_digest,
 )
 from .logit import KD, Baseline
 from .online import CLILR, DML, ONE, Ind
@@ -12,6 +13,7 @@ from .collective import DCKD, EDCKD, EnsembledStudent
 
 __all__ = [
     "CLILR", "DCKD", "DML", "EDCKD", "KD", "ONE", "Baseline", "EnsembledStudent", "Ind", "Method",
-    "OKDDip", "OKDDipKD", "Probe", "Step", "effective", "fields", "is_ours", "make", "method_class", "methods",
+    "OKDDip", "OKDDipKD", "Probe", "Step", "effective", "fields", "is_ours", "make",
+    "method_class", "methods",
     "resolve", "source_digest",
 ]
