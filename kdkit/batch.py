@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm.auto import tqdm
+from traitlets.config import Config
 
 from . import plots, store, train
 from .config import Run, choose
@@ -32,6 +33,8 @@ from .methods import make, resolve
 # So that two notebooks or runs side by side share the cores, and nothing waits for a front end.
 ALONE = {"KDKIT_BATCH": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 WIDGETS = "application/vnd.jupyter.widget-state+json"
+# Kernels that start at once may pick the same free port, and then wait for ever: files cannot.
+TRANSPORT = Config(KernelManager={"transport": "ipc"} if os.name == "posix" else {})
 # Runs in the kernel before the first cell: what a thread dies of is not lost with its cell.
 HOOK = ("import threading as t; t.excepthook = lambda a, old=t.excepthook: (old(a), open({file!r}, "
         "'a').write(f'{{a.thread.name}}: {{a.exc_type.__name__}}: {{a.exc_value}}\\n'))")
@@ -319,7 +322,7 @@ def run_notebook(src: Path, dst: Path, params: dict | None = None) -> None:
             nb = papermill.execute_notebook(
                 str(src), str(part), parameters=params or {}, progress_bar=False,
                 kernel_name="python3", cwd=str(src.parent), start_timeout=120,
-                request_save_on_cell_execute=False,
+                request_save_on_cell_execute=False, config=TRANSPORT,
                 extra_arguments=[f"--IPKernelApp.exec_lines={line}"])
         except papermill.PapermillExecutionError as e:
             raise RuntimeError(f"{src.name}, cell {e.cell_index}: {e.ename}: {e.evalue}") from e

@@ -93,8 +93,8 @@ def draw_curves(table: pd.DataFrame, panels: dict[str, list[str]]) -> Figure:
         ends, mine = [], table[table["quantity"].isin(names)]
         for k, ((label, what), t) in enumerate(mine.groupby(["label", "quantity"], sort=False)):
             kind = style(t["method"].iloc[0])
-            if len(names) > 1:  # one method, several quantities: the line's kind tells them apart
-                kind |= {"linestyle": LINES[names.index(what)], "marker": MARKERS[k]}
+            if len(names) > 1 or mine["method"].nunique() < mine["label"].nunique():
+                kind |= {"linestyle": LINES[k % 5], "marker": MARKERS[k]}  # one colour, two lines
             ax.plot(t["epoch"], t["mean"], **kind, markevery=max(1, len(t) // 8), markersize=4.5)
             sd = t["sd"].fillna(0)
             band = t["mean"] - sd, t["mean"] + sd

@@ -189,7 +189,7 @@ def train_step(job: Job, x: Tensor, y: Tensor, index: Tensor, weights: Tensor | 
 def term_weights(job: Job, terms) -> Tensor:
     """The weight of each term in this epoch: the method's weights times its ramp-up."""
     w, ramp = job.method.weights(), job.method.ramp(job.epoch, job.run.epochs)
-    if set(w) != set(terms) or not set(job.method.ramped) <= set(w):
+    if set(w) != set(terms) or (job.method.ramped and not set(job.method.ramped) & set(w)):
         raise ValueError(f"{job.method.title}: terms() gives {sorted(terms)}, weights() names "
                          f"{sorted(w)}, ramped {sorted(job.method.ramped)}: they must agree")
     return torch.tensor([w[k] * (ramp if k in job.method.ramped else 1) for k in terms],

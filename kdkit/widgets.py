@@ -53,7 +53,9 @@ def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
     def redraw(_=None):
         with busy:  # two quick changes may come on two threads
             try:
-                fig, text = draw(**{k: c.value for k, c in controls.items()})
+                values = {k: c.value for k, c in controls.items()}  # rounded: 0.3, not 0.1 + 0.2
+                fig, text = draw(**{k: round(v, 6) if isinstance(v, float) else v
+                                    for k, v in values.items()})
                 picture.value, line.value = plots.html(fig, text), f"<p>{text}</p>"
             except Exception as e:
                 line.value = f"<p>{type(e).__name__}: {e}</p>"

@@ -604,3 +604,9 @@ def test_only_the_main_process_writes(runs, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     record = train.get(tiny())
     assert record.result["top1"] and not runs.exists() and capsys.readouterr().err == ""
+
+
+def test_okddip_trains_without_its_second_level(runs):
+    """Its ramp-up names the leader's term as well, which is then not there."""
+    record = train.get(tiny(method="okddip", two_level=False))
+    assert set(record.history[0]["terms"]) == {"ce", "peers"} and len(record.result["top1"]) == 4
