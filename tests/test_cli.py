@@ -1,0 +1,233 @@
+"""The command line: names, exit codes, one line for an error, what --json prints; sweeps."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdkit import batch, cli, data, models, store, train
+from kdkit.config import preset
+from kdkit.methods import methods
+
+TINY = ["--preset", "smoke", "--set", "epochs=1", "--set", "n_train=100"]
+KEYS = {"id", "method", "preset", "seed", "epochs", "threads", "precision", "top1", "top1_deployed",
+        "ensemble", "diversity", "correlation_number", "seconds", "from_store", "resumed_at",
+        "record", "weights_sha256"}
+OWN = '''
+from kdkit.losses import ce
+from kdkit.methods import Method
+
+print("a learner's module may print")
+
+
+class Half(Method):
+    name, title = "half", "Half the loss"
+    half: float = 0.5
+
+    def terms(self, s, y, t, step):
+        return {"ce": ce(s.logits, y) * self.half}
+'''
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDKIT_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def call(capsys, *args):
+    """(exit code, standard output, lines of standard error)"""
+    capsys.readouterr()
+    try:
+        code = cli.main(list(args))
+    except SystemExit as e:
+        code = e.code
+    said = capsys.readouterr()
+    return code, said.out, said.err.splitlines()
+
+
+@pytest.mark.parametrize("args, says", [
+    ("", "train, sweep"),
+    ("trian kd", "did you mean train?"),
+    ("train", "METHOD"),
+    ("train kdd", "did you mean kd"),
+    ("train kd kd", "'kd'"),
+    ("train kd --sed 1", "did you mean --seed"),
+    ("train kd --seed x", "'x'"),
+    ("train kd --seed -1", "at least 0"),
+    ("train kd --preset smok", "did you mean smoke?"),
+    ("train kd --set Tt=1", "did you mean T"),
+    ("train kd --set T", "field=value"),
+    ("train kd --set T=x", "float"),
+    ("train kd --set T=0", "> 0"),
+    ("train kd --set epochs=0", "at least 1"),
+    ("train kd --set method=kd", "unknown field"),
+    ("train kd --student resnet9", "did you mean resnet8"),
+    ("train kd --teacher resnet9", "did you mean resnet8"),
+    ("train baseline --teacher resnet9", "did you mean resnet8"),
+    ("train kd --data cifar", "did you mean cifar10"),
+    ("train dckd --student resnet8,resnet8", "3 student"),
+    ("train kd --module nowhere.py", "nowhere.py"),
+    ("sweep kdd", "did you mean kd"),
+    ("sweep kd --seeds 0", "above 0"),
+    ("sweep kd --workers 0", "at least 1"),
+    ("sweep baseline kd --set T=2", "unknown field of baseline"),
+    ("figures --only accuracyy", "figure"),
+    ("figures --preset lessn", "did you mean lesson?"),
+    ("data cifar1", "did you mean cifar10"),
+    ("data lesson", "nothing to download"),
+    ("list method", "did you mean methods"),
+])
+def test_wrong_input_is_exit_2_and_one_line(args, says, runs, capsys):
+    code, out, err = call(capsys, *args.split())
+    assert (code, out, len(err)) == (2, "", 1)
+    assert says in err[0] and err[0].startswith("kdkit: ")
+    assert not runs.exists()
+
+
+def test_an_empty_method_is_refused(runs, capsys):
+    assert call(capsys, "train", "")[0] == 2
+
+
+def test_missing_data_is_exit_2_and_names_the_command(runs, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KDKIT_DATA", raising=False)
+    code, out, err = call(capsys, "train", "baseline", "--data", "cifar100", *TINY, "--json")
+    assert (code, out, len(err)) == (2, "", 1)
+    assert "python -m kdkit data cifar100" in err[0] and "cifar-100-python" in err[0]
+
+
+@pytest.mark.parametrize("what, known", [
+    ("methods", methods), ("models", models.models), ("datasets", data.datasets)])
+def test_list_gives_one_name_a_line(what, known, capsys):
+    code, out, err = call(capsys, "list", what)
+    assert (code, err) == (0, []) and out.splitlines() == list(known())
+
+
+def test_train_json(runs, capsys):
+    code, out, err = call(capsys, "train", "kd", *TINY, "--set", "T=2", "--json")
+    told = json.loads(out)
+    assert code == 0 and out.count("\n") == 1 and set(told) == KEYS
+    assert any("needs a teacher" in line for line in err)
+    record = store.find(preset("smoke", method="kd", epochs=1, n_train=100, T=2.0))
+    assert record.id == told["id"] and Path(told["record"]) == record.path == runs / record.id
+    assert told["top1"] == record.result["top1"] and 0 <= told["top1"][0] <= 100
+    assert (told["from_store"], told["resumed_at"], told["threads"]) == (False, None, 1)
+    assert told["weights_sha256"] == record.meta["weights_sha256"]
+
+    again = json.loads(call(capsys, "train", "kd", *TINY, "--set", "T=2", "--json")[1])
+    assert again == {**told, "from_store": True}
+    fresh = json.loads(call(capsys, "train", "kd", *TINY, "--set", "T=2", "--json", "--fresh")[1])
+    assert not fresh["from_store"] and fresh["weights_sha256"] == told["weights_sha256"]
+
+    code, out, _ = call(capsys, "runs")
+    assert code == 0 and told["id"] in out and f"{told['top1_deployed']:.2f}" in out
+    code, out, _ = call(capsys, "doctor")
+    assert code == 0 and "2 finished" in out and "precision" in out
+
+
+def test_a_loss_that_is_not_finite_is_exit_1_and_one_line(runs, capsys):
+    code, out, err = call(capsys, "train", "baseline", *TINY, "--set", "lr=1e30", "--json")
+    assert (code, out, len(err)) == (1, "", 1) and "'ce' is not finite at epoch 0" in err[0]
+
+
+def test_a_method_of_the_learners_own(runs, tmp_path, capsys):
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    shell = [sys.executable, "-m", "kdkit"]
+    asked = ["half", *TINY, "--module", str(file)]
+    done = subprocess.run([*shell, "train", *asked, "--set", "half=0.25", "--json"],
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout)["method"] == "half", done.stderr
+    done = subprocess.run([*shell, "sweep", *asked, "--workers", "1"], capture_output=True,
+                          text=True)
+    assert done.returncode == 0 and "1 runs are stored" in done.stdout, done.stderr
+    file.write_text("x = 1\ny = 1 / 0\n")
+    code, _, err = call(capsys, "train", *asked)
+    assert code == 2 and len(err) == 1 and "line 2: ZeroDivisionError" in err[0]
+
+
+def test_gc_tells_before_it_clears(runs, capsys):
+    (runs / ("0" * 12)).mkdir(parents=True)
+    part = runs / ("0" * 12) / "weights.pt.7.part"
+    part.write_bytes(b"half")
+    (runs / "notes.txt").write_text("not ours")
+    code, out, _ = call(capsys, "gc")  # pytest's standard input is no terminal
+    assert code == 0 and str(part) in out and "cleared nothing" in out and part.exists()
+    code, out, _ = call(capsys, "gc", "--yes")
+    assert code == 0 and "a half-written file" in out and not part.exists()
+    assert [p.name for p in runs.iterdir()] == ["notes.txt"]
+
+
+def test_plan_puts_a_teacher_first_and_once(runs):
+    asked = [preset("smoke", method=m, seed=s) for m in ("kd", "edckd") for s in (0, 1)]
+    jobs = batch.plan([*asked, asked[0]])
+    order = list(jobs)
+    assert len(order) == 6  # four runs, kd's teacher, edckd's own
+    for key, job in jobs.items():
+        assert job.needs and all(order.index(n) < order.index(key) for n in job.needs) or (
+            job.order["run"]["method"] in ("baseline", "dckd"))
+
+
+def test_sweep_goes_on_after_a_failure_and_reports_it(runs, capsys):
+    sound = preset("smoke", method="baseline", epochs=1, n_train=100)
+    bad, after = sound.but(lr=1e30), sound.but(method="kd", lr=1e30)
+    failed = batch.sweep([bad, sound, after], workers=2)
+    assert store.find(sound) is not None and store.find(bad) is None
+    why = list(failed.values())
+    assert len(why) == 2 and "not finite" in why[0] and "needs failed" in why[1]
+    assert cli.report(failed, "") == 1 and "failed: Baseline" in capsys.readouterr().err
+    assert batch.sweep([sound]) == {}
+
+
+def children(pid):
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def stopped_sweep(runs, number):
+    """Start a sweep of one long run, send it a signal when it has a checkpoint; its exit code."""
+    shell = [sys.executable, "-m", "kdkit", "sweep", "baseline", "--preset", "smoke",
+             "--set", "epochs=500", "--workers", "1"]
+    process = subprocess.Popen(shell, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not list(runs.glob("*/checkpoint.pt")) and time.monotonic() < until:
+        time.sleep(0.1)
+    workers = children(process.pid)
+    assert len(workers) == 1
+    process.send_signal(number)
+    err = process.communicate(timeout=60)[1]
+    until = time.monotonic() + 60
+    while any(Path(f"/proc/{w}").exists() for w in workers) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{w}").exists() for w in workers)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_sweep_stops_its_workers_which_save(runs, number):
+    code, err = stopped_sweep(runs, number)
+    if number == signal.SIGTERM:
+        assert code == 130 and err.count("\n") == 1 and "goes on from there" in err
+    run = preset("smoke", method="baseline", epochs=500)
+    state = store.read_checkpoint(run)
+    assert (state["epoch"], state["step"]) > (0, 0)
+
+
+def test_an_interrupted_run_is_exit_130_and_goes_on(runs, capsys, monkeypatch):
+    def stop(job):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    run = preset("smoke", method="baseline", epochs=2, n_train=100)
+    real = train.get
+    monkeypatch.setattr(train, "get", lambda run, fresh=False: real(run, fresh, on_epoch=stop))
+    asked = ["train", "baseline", *TINY, "--set", "epochs=2", "--json"]
+    code, out, err = call(capsys, *asked)
+    assert (code, out, len(err)) == (130, "", 1) and "goes on from there" in err[0]
+    monkeypatch.setattr(train, "get", real)
+    told = json.loads(call(capsys, *asked)[1])
+    assert told["resumed_at"] == 1 and told["id"] == store.run_id(run)
