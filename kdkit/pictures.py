@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib import color_sequences
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from . import metrics
 from .methods import method_class, methods
@@ -59,9 +59,10 @@ def ink(c: str) -> tuple[float, ...]:
 def end_labels(ax, labels: list[tuple[float, str, str]], xs=None) -> None:
     """Text (y, text, colour) in the right margin, not overlapping, at the end of each line, or on
     a hairline from its point where `xs` are given."""
-    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    scale = ax.yaxis.get_transform().transform  # linear, or the logarithm
+    (left, right), (low, high) = ax.get_xlim(), scale(np.array(ax.get_ylim()))
     gap = 12.5 / 72 / (ax.figure.get_figheight() * ax.get_position().height * 0.92)  # of text
-    at = np.array([(y - low) / (high - low) for y, _, _ in labels])
+    at = (scale(np.array([float(y) for y, _, _ in labels])) - low) / (high - low)
     order = np.argsort(at, kind="stable")
     moved = at[order]
     for _ in range(200):  # push overlapping neighbours apart, evenly
@@ -96,12 +97,16 @@ def draw_curves(table: pd.DataFrame, panels: dict[str, list[str]]) -> Figure:
             if len(names) > 1 or mine["method"].nunique() < mine["label"].nunique():
                 kind |= {"linestyle": LINES[k % 5], "marker": MARKERS[k]}  # one colour, two lines
             ax.plot(t["epoch"], t["mean"], **kind, markevery=max(1, len(t) // 8), markersize=4.5)
-            sd = t["sd"].fillna(0)
-            band = t["mean"] - sd, t["mean"] + sd
+            band = (t["mean"] + sign * t["sd"].fillna(0) for sign in (-1, 1))
             ax.fill_between(t["epoch"], *band, color=kind["color"], alpha=0.18, lw=0)
             text = what.split(" (")[0] if len(names) > 1 else label
             ends.append((t["mean"].iloc[-1], text, kind["color"]))
         ax.set(xlabel=f"epoch ({count(mine)})", title=title)
+        if 0 < mine["mean"].min() and mine["mean"].max() > 4 * max(ends)[0]:  # else the end is flat
+            ax.set_yscale("log")
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter("{x:g}")
+            ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         end_labels(ax, ends)
     return fig
@@ -186,10 +191,10 @@ def _attention(panels: list[tuple[str, np.ndarray]]) -> Figure:
     fig = Figure(figsize=(1.4 + 1.75 * len(panels), 4.3))
     axes = fig.subplots(2, len(panels), squeeze=False, sharex=True, sharey=True)
     even = 1 / len(panels[0][1])
-    reach = max(0.01, *(np.abs(A - even).max() for _, A in panels))
+    half = max(2 * even, *(A.max() for _, A in panels)) / 2
     wide = max(0.01, *(np.abs(A - A.T).max() for _, A in panels))
     for k, (title, A) in enumerate(panels):
-        top = matrix(axes[0, k], A, "Blues", even, reach)
+        top = matrix(axes[0, k], A, "Blues", half, half)
         low = matrix(axes[1, k], A - A.T, "PuOr", 0, wide)
         axes[0, k].set_title(title)
     fig.supxlabel("peer $b$ that is learned from", fontsize=9.5)
@@ -365,16 +370,6 @@ def picture(ax, image) -> None:
     image = np.asarray(image)
     ax.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray_r")
     ax.set_axis_off()
-
-
-@look()
-def draw_images(images, names: list[str]) -> Figure:
-    """Images (n, C, H, W) in a row, each under its name."""
-    fig = Figure(figsize=(max(2.0, 0.95 * len(images)), 1.35))
-    for ax, image, name in zip(np.ravel(fig.subplots(1, len(images))), images, names, strict=True):
-        picture(ax, image)
-        ax.set_title(name, fontsize=8, loc="center", pad=3)
-    return fig
 
 
 @look()

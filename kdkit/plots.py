@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, display
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from . import metrics, pictures, store, tables
@@ -350,11 +351,24 @@ def save(fig: Figure, name: str, alt: str, table: pd.DataFrame) -> Path:
     return path.with_name(f"{name}.png")
 
 
+@pictures.look()
 def html(fig: Figure, alt: str) -> str:
     """The figure as an <img> that carries its alt text."""
-    blob = _bytes(fig, "png", dpi=110, pil_kwargs={"compress_level": 1})  # for knobs, be quick
+    buffer = io.BytesIO()
+    fig.set_dpi(110)
+    FigureCanvasAgg(fig).print_png(buffer, pil_kwargs={"compress_level": 1})  # savefig draws twice
     return (f'<img alt="{markup.escape(alt)}" style="max-width:100%" '
-            f'src="data:image/png;base64,{base64.b64encode(blob).decode()}">')
+            f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">')
+
+
+@pictures.look()
+def draw_images(images, names: list[str]) -> Figure:
+    """Images (n, C, H, W) in a row, each under its name."""
+    fig = Figure(figsize=(max(2.0, 0.95 * len(images)), 1.35))
+    for ax, image, name in zip(np.ravel(fig.subplots(1, len(images))), images, names, strict=True):
+        pictures.picture(ax, image)
+        ax.set_title(name, fontsize=8, loc="center", pad=3)
+    return fig
 
 
 def show_images(images, names: list[str]) -> None:

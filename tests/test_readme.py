@@ -1,7 +1,10 @@
 """The README's worked example runs, and what it says is there is there."""
 
+import math
 import re
 from pathlib import Path
+
+import pandas as pd
 
 import kdkit as kd
 
@@ -37,3 +40,22 @@ def test_the_tree_names_every_module():
 def test_glossary_and_licence():
     for word in ("| z |", "| h |", "| T, tau |", "Zalando", "torchdistill", "GPU"):
         assert word in README
+
+
+def test_the_results_are_those_of_the_committed_figure():
+    """The README's table is figures/results.csv, row by row."""
+    table = pd.read_csv(ROOT / "figures" / "results.csv")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in
+            README.partition("<!-- results -->")[2].partition("<!-- end -->")[0].splitlines()
+            if line.startswith("|")][2:]
+    assert len(rows) == len(table)
+    for (name, n, mean, sd, control, gap, half, shown), row in zip(rows, table.itertuples(),
+                                                                   strict=True):
+        assert (name, int(n), float(mean)) == (row.label, row.n, round(row.mean, 2))
+        assert sd == ("" if math.isnan(row.sd) else f"{row.sd:.2f}")
+        if isinstance(row.control, str):
+            assert (control, float(gap), float(half)) == (row.control, round(row.difference, 2),
+                                                          round(row.half_width, 2))
+            assert shown == ("yes" if row.shown else "no")
+        else:
+            assert control == gap == half == shown == ""
