@@ -325,7 +325,7 @@ def run_notebook(src: Path, dst: Path, params: dict | None = None) -> None:
                 request_save_on_cell_execute=False, config=TRANSPORT,
                 extra_arguments=[f"--IPKernelApp.exec_lines={line}"])
         except papermill.PapermillExecutionError as e:
-            raise RuntimeError(f"{src.name}, cell {e.cell_index}: {e.ename}: {e.evalue}") from e
+            raise RuntimeError(f"{src.name}, In [{e.exec_count}]: {e.ename}: {e.evalue}") from e
         finally:
             if part.exists():
                 os.replace(part, dst)

@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import redirect_stdout
 from importlib.metadata import version
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -172,7 +173,8 @@ def cmd_doctor(args) -> int:
     """tell what this machine has and what kdkit makes of it"""
     device, dtype, why = train.machine(Run(precision="auto"))
     done, under_way, damaged = store.records()
-    told = {"kdkit": version("kdkit"), "python": f"{platform.python_version()}, {sys.executable}"}
+    told = {"kdkit": str(Path(__file__).parent),
+            "python": f"{platform.python_version()}, {sys.executable}"}
     told |= {name: version(name) for name in ("torch", "torchvision", "jupyterlab", "papermill")}
     told |= {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else

@@ -102,7 +102,7 @@ def test_the_runner_passes_a_sound_notebook_and_its_parameters(tmp_path):
 
 
 @pytest.mark.parametrize("cells, says", [
-    (["1 / 0"], "cell 2: ZeroDivisionError"),
+    (["1 / 0"], "In [2]: ZeroDivisionError"),
     ([W + "o = w.Output()\nwith o:\n    1 / 0\no"], "Output widget: ZeroDivisionError"),
     ([W + "w.interact(lambda x: 1 / x, x=0);"], "Output widget: ZeroDivisionError"),
     ([W + "s = w.IntSlider()\ns.observe(lambda c: 1 / 0, 'value')\ns.value = 3"], "ZeroDivision"),
