@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import ipywidgets as W
 import numpy as np
@@ -56,9 +57,9 @@ def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
                 values = {k: c.value for k, c in controls.items()}  # rounded: 0.3, not 0.1 + 0.2
                 fig, text = draw(**{k: round(v, 6) if isinstance(v, float) else v
                                     for k, v in values.items()})
-                picture.value, line.value = plots.html(fig, text), f"<p>{text}</p>"
+                picture.value, line.value = plots.html(fig, text), f"<p>{html.escape(text)}</p>"
             except Exception as e:
-                line.value = f"<p>{type(e).__name__}: {e}</p>"
+                line.value = f"<p>{html.escape(f'{type(e).__name__}: {e}')}</p>"
                 if train.quiet():
                     raise
 
@@ -69,7 +70,9 @@ def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
     picture.add_class(f"kd-{name}-picture")
     line.add_class(f"kd-{name}-line")
     row = W.HBox(list(controls.values()), layout=W.Layout(flex_flow="row wrap"))
-    return W.VBox([row, picture, line])
+    box = W.VBox([row, picture, line])
+    box.redraw = redraw
+    return box
 
 
 def present(box: W.VBox) -> None:
@@ -217,7 +220,7 @@ class Trainer:
     """Train, stop and go on with one run in a child process; the kernel stays free."""
 
     def __init__(self, finished: Callable[[], None]):
-        self.finished, self.child, self.run = finished, None, None
+        self.finished, self.child, self.run, self.lock = finished, None, None, threading.Lock()
         self.go = W.Button(description="Train", tooltip="train this run in another process")
         self.halt = W.Button(description="Stop", tooltip="stop and save", disabled=True)
         self.bar, self.note, self.curve = W.IntProgress(description="epochs"), W.HTML(), W.HTML()
@@ -225,8 +228,7 @@ class Trainer:
                           ("note", self.note), ("curve", self.curve)):
             part.add_class(f"kd-lab-{key}")
         self.go.on_click(lambda _: self.start())
-        self.halt.on_click(lambda _: self.child and self.child.send_signal(signal.SIGTERM))
-        self.box = W.VBox([W.HBox([self.go, self.halt, self.bar]), self.note, self.curve])
+        self.halt.on_click(lambda _: self.stop())
 
     def offer(self, run: Run, finished: bool) -> None:
         """The run that the button would train, unless it is there or another one is training."""
@@ -236,35 +238,51 @@ class Trainer:
             self.go.description = "Resume" if begun else "Train"
 
     def start(self) -> None:
-        if self.child is not None or self.run is None:
-            return
-        env = dict(os.environ, KDKIT_BATCH="1", KDKIT_RUNS=str(store.root()))
-        self.go.disabled, self.halt.disabled, self.note.value = True, False, "starting"
-        self.child = subprocess.Popen(command(self.run), env=env, stdout=subprocess.DEVNULL,
-                                      stderr=subprocess.PIPE, text=True)
-        threading.Thread(target=self.watch, args=(self.child, self.run), daemon=True).start()
+        with self.lock:  # two quick clicks may come on two threads
+            if self.child is None and not self.go.disabled:
+                self.go.disabled, self.halt.disabled, self.note.value = True, False, "starting"
+                self.bar.max, self.bar.value = self.run.epochs, 0
+                self.child = spawn(self.run)
+                background(self.watch, self.child, self.run)
 
-    def watch(self, child, run) -> None:
-        said = []
-        threading.Thread(target=lambda: said.extend(child.stderr), daemon=True).start()
+    def stop(self) -> None:
+        if child := self.child:
+            self.halt.disabled, self.note.value = True, "stopping"
+            child.send_signal(signal.SIGTERM)  # it saves and ends
+
+    def watch(self, child: subprocess.Popen, run: Run) -> None:
+        said, path = [], store.root() / store.run_id(run) / "progress.json"
+        listener = background(lambda: said.extend(child.stderr))
         while child.poll() is None:
-            self.look(run)
             time.sleep(0.4)
-        self.look(run)
-        self.child, self.halt.disabled = None, True
+            with suppress(OSError):  # not begun, its teacher is trained first, or just finished
+                self.look(json.loads(path.read_bytes()))
+        listener.join()
+        note = said[-1] if said else "stopped before anything was trained"
+        if store.find(run):
+            self.bar.value, note = run.epochs, "done"
+        self.child, self.halt.disabled, self.note.value = None, True, html.escape(note)
         self.finished()
-        self.note.value = "done" if child.returncode == 0 else \
-            f"stopped: {html.escape(said[-1].strip()) if said else child.returncode}"
 
-    def look(self, run) -> None:
-        """The run's progress so far, from the store."""
-        path = store.root() / store.run_id(run) / "progress.json"
-        history = json.loads(path.read_bytes()) if path.exists() else []
-        self.bar.max, self.bar.value = run.epochs, len(history)
-        if history:
-            self.note.value = f"epoch {len(history)} of {run.epochs}"
-            self.curve.value = plots.html(plots.draw_progress(history, self.note.value),
-                                          f"probe accuracy up to epoch {len(history)}")
+    def look(self, history: list[dict]) -> None:
+        if len(history) > self.bar.value and not self.halt.disabled:
+            self.note.value = text = f"epoch {len(history)} of {self.bar.max}"
+            self.bar.value, fig = len(history), plots.draw_progress(history, text)
+            self.curve.value = plots.html(fig, f"probe accuracy up to {text}")
+
+
+def background(work: Callable, *given) -> threading.Thread:
+    """A thread that does not keep the kernel alive, started."""
+    thread = threading.Thread(target=work, args=given, daemon=True)
+    thread.start()
+    return thread
+
+
+def spawn(run: Run) -> subprocess.Popen:
+    """A process of its own that trains `run`; what it says comes on standard error."""
+    env = dict(os.environ, KDKIT_BATCH="1", KDKIT_RUNS=str(store.root()))
+    return subprocess.Popen(command(run), env=env, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True)
 
 
 def ablation_lab(lab: Lab, method: str = "") -> None:
@@ -274,7 +292,8 @@ def ablation_lab(lab: Lab, method: str = "") -> None:
     """
     pick = choice("method", methods(), method_class(method).name)
     pick.add_class("kd-lab-method")
-    trainer, place = Trainer(lambda: rebuild()), W.VBox()
+    place = W.VBox()
+    trainer = Trainer(lambda: place.children[0].redraw())
 
     def draw(**values):
         run = resolve(lab.run(method=pick.value, seed=lab.seeds[0], **values))
@@ -300,4 +319,5 @@ def ablation_lab(lab: Lab, method: str = "") -> None:
         present(place.children[0])
         return
     pick.observe(rebuild, "value")
-    display(W.VBox([pick, place, trainer.box]))
+    buttons = W.HBox([trainer.go, trainer.halt, trainer.bar])
+    display(W.VBox([pick, place, buttons, trainer.note, trainer.curve]))
