@@ -373,7 +373,7 @@ def draw_images(images, names: list[str]) -> Figure:
 
 def show_images(images, names: list[str]) -> None:
     """Show images (n, C, H, W) with their names."""
-    display(HTML(html(pictures.draw_images(images, names), "Images: " + ", ".join(names))))
+    display(HTML(html(draw_images(images, names), "Images: " + ", ".join(names))))
 
 
 def show_temperature(z_T, z, T: float, names: list[str]) -> None:
