@@ -1,5 +1,6 @@
 # make figures   run every notebook on the built-in data and draw the figures (SEEDS=3: figures/)
-# make test      the tests, then nbval on the first notebooks
+# make test      the tests, nbval on the first notebooks, the notebooks in a real browser
+# make ui        the latter alone
 # make lab       JupyterLab on the notebooks
 # make clean     forget .venv and what tools left; runs and figures stay
 #
@@ -17,7 +18,7 @@ NBVAL = -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout
 # This checkout's kdkit, in notebooks' kernels as well, whatever the environment holds.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: figures test lab clean ready
+.PHONY: figures test ui lab clean ready
 
 figures: ready
 	$(FIGURES) $(PY) -m kdkit figures $(if $(SEEDS),--seeds $(SEEDS))
@@ -27,6 +28,12 @@ test: ready
 	tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
 	  $(SMOKE) KDKIT_RUNS="$$tmp/runs" KDKIT_FIGURES="$$tmp/figures" \
 	  $(PY) -m pytest $(NBVAL) notebooks/01_*.ipynb notebooks/02_*.ipynb
+	@$(MAKE) --no-print-directory ui
+
+# Playwright and nbval do not share a process. Without a browser: one line, and with CI=true a failure.
+ui: ready
+	@if why=$$($(PY) tests/ui/install.py); then $(PY) -m pytest tests/ui; else \
+	  echo "kdkit: not tested in a real browser: $$why" >&2; test "$(CI)" != true; fi
 
 lab: ready
 	$(PY) -m jupyter lab --notebook-dir=notebooks

@@ -38,10 +38,12 @@ def slider(text: str, value, low, high, step) -> W.Widget:
                 continuous_update=False, style=WIDE)
 
 
-def choice(text: str, options, value=None) -> W.Dropdown:
-    """A drop-down list; options are values or (label, value) pairs."""
-    return W.Dropdown(options=options, value=value, description=text, style=WIDE) \
-        if value is not None else W.Dropdown(options=options, description=text, style=WIDE)
+def choice(text: str, options, value=None) -> W.ToggleButtons:
+    """A button for each of the options, values or (label, value) pairs. No drop-down list:
+    JupyterLab takes the arrow keys away from one."""
+    given = {} if value is None else {"value": value}
+    return W.ToggleButtons(options=options, description=text, layout=W.Layout(max_width="100%"),
+                           style=WIDE | {"button_width": "auto"}, **given)
 
 
 def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
@@ -123,8 +125,8 @@ def attention(record: Record) -> None:
     def draw(epoch):
         a = A[epoch]
         gap = np.abs(a - a.T).max()
-        taught = "; ".join(f"peer {i} learns most from peer {int(row.argmax())} ({row.max():.2f})"
-                           for i, row in enumerate(a))
+        taught = "; ".join(f"peer {i} learns most from peer {row.argmax() + 1} ({row.max():.2f})"
+                           for i, row in enumerate(a, 1))
         return plots.draw_attention_at(a, epoch), (f"epoch {epoch}: {taught}; largest asymmetry "
                                                    f"|A - Aᵀ| {gap:.3f}")
 
@@ -148,7 +150,7 @@ def collection(record: Record, image: int | None = None) -> None:
         p, q = metrics.softmax(z[student, image], tau), metrics.softmax(m, tau)
         a, b = (p, q) if reverse else (q, p)
         kl = float((a * (np.log(a) - np.log(b))).sum())
-        text = (f"image {image}: student {student + 1} receives {kind}; "
+        text = (f"image {image}, tau = {tau:g}: student {student + 1} receives {kind}; "
                 f"{'reverse' if reverse else 'forward'} KL {kl:.4f}; classes above 1/K "
                 f"{int(metrics.correlation_number(q))} in the collection, "
                 f"{int(metrics.correlation_number(p))} in the student")

@@ -1,0 +1,223 @@
+"""Each widget moved by keyboard in a real browser, and what the page then says."""
+
+import re
+import time
+
+import numpy as np
+import pytest
+from playwright.sync_api import expect
+
+from kdkit import metrics, store
+from kdkit.config import preset
+from kdkit.data import load
+from kdkit.methods import resolve
+
+SAYS = "([of, text]) => document.querySelector(of)?.innerText.includes(text)"
+
+
+class Panel:
+    """A widget's panel on the page: its line, its picture, its knobs."""
+
+    def __init__(self, nb, name):
+        self.nb, self.name = nb, name
+        self.picture = nb.find(f"kd-{name}-picture").locator("img")
+        expect(self.picture).to_be_visible()
+
+    def line(self) -> str:
+        return self.nb.find(f"kd-{self.name}-line").inner_text()
+
+    def press(self, knob: str, *keys: str, says: str, of=None, draws=True) -> float:
+        """Press keys on a knob until the line holds `says`; the picture must follow. Seconds.
+
+        of: the text of the button that is pressed, where the knob is a row of them. draws: False
+        where only the line and the alt text change.
+        """
+        before = self.picture.get_attribute("src"), self.picture.get_attribute("alt")
+        name = f"kd-{self.name}-{knob}"
+        at = self.nb.button(name, of) if of else self.nb.knob(name)
+        at.focus()
+        began = time.monotonic()
+        for key in keys:
+            at.press(key)
+        self.nb.page.wait_for_function(SAYS, arg=[f".kd-{self.name}-line", says])
+        took = time.monotonic() - began
+        expect(self.picture).to_have_attribute("alt", self.line())
+        assert self.picture.get_attribute("alt") != before[1]
+        if draws:
+            expect(self.picture).not_to_have_attribute("src", before[0])
+        assert self.picture.evaluate("i => i.complete && i.naturalWidth > 300")
+        return took
+
+
+@pytest.fixture(scope="module")
+def page(open_shared, trained):
+    """A notebook with a panel in each cell."""
+    trained(*(preset("smoke", method=name) for name in ("kd", "okddip", "dckd")))
+    nb = open_shared("panels.ipynb", "import kdkit as kd\nlab = kd.lab('smoke')",
+                     "kd.widgets.temperature(lab.get(method='kd'), 4.0, 7)",
+                     "kd.widgets.attention(lab.get(method='okddip'))",
+                     "kd.widgets.collection(lab.get(method='dckd'), 3)",
+                     "kd.widgets.class_map(lab.get(method='kd'))")
+    nb.run_all()
+    yield nb
+    nb.look()
+
+
+@pytest.fixture
+def panel(page):
+    """panel(name): one of them; a picture of it is taken at the end."""
+    shown = []
+
+    def find(name):
+        shown.append(name)
+        return Panel(page, name)
+
+    yield find
+    page.look()
+    for name in shown:
+        of = page.panel.locator(".jp-CodeCell").filter(has=page.page.locator(f".kd-{name}-line"))
+        page.shoot(name, of)
+
+
+@pytest.fixture
+def stored(apart):
+    """stored(method): the finished smoke run, read in this process."""
+    return lambda method: store.find(resolve(preset("smoke", method=method)))
+
+
+def test_temperature(panel, stored, note):
+    p = panel("temperature")
+    z = stored("kd").test_logits["teacher"].astype(float)
+
+    def told(image, T):  # what the line must say of the teacher
+        entropy = metrics.entropy(metrics.softmax(z[image], T))
+        return f"image {image}, T = {T:g}: entropy {entropy:.3f} (teacher)"
+
+    assert told(7, 4) in p.line()
+    took = [p.press("T", "ArrowRight", says=told(7, 4 + 0.5 * k)) for k in range(1, 4)]
+    note(f"temperature answers a key in {min(took):.2f} to {max(took):.2f} s, browser included")
+    p.press("T", "Home", says=told(7, 0.5))
+    p.press("image", "ArrowLeft", "ArrowLeft", says=told(5, 0.5))
+
+
+def test_attention(panel, stored):
+    p = panel("attention")
+    A = stored("okddip").arrays["attention"]
+
+    def told(epoch):
+        row = A[epoch][0]
+        return f"epoch {epoch}: peer 1 learns most from peer {row.argmax() + 1} ({row.max():.2f})"
+
+    assert told(2) in p.line()
+    p.press("epoch", "ArrowLeft", says=told(1))
+    p.press("epoch", "Home", says=told(0))
+
+
+def test_collection(panel, stored):
+    p = panel("collection")
+    z = stored("dckd").test_logits["students"].astype(float)[:, 3]
+    m = np.delete(z, 0, 0).mean(0)
+    q = metrics.softmax(m, 2.0)
+    assert "image 3, tau = 2: student 1 receives lmax; reverse KL" in p.line()
+    p.press("kind", "Enter", of="average", says="image 3, tau = 2: student 1 receives avg; reverse KL")
+    assert f"above 1/K {int(metrics.correlation_number(q))} in the collection" in p.line()
+    p.press("reverse", "Space", says="receives avg; forward KL", draws=False)
+    s = metrics.softmax(z[0], 2.0)
+    assert f"forward KL {(q * np.log(q / s)).sum():.4f};" in p.line()
+    p.press("student", "ArrowRight", says="student 2 receives avg")
+    p.press("tau", "ArrowRight", says="tau = 2.5: student 2 receives avg; forward KL")
+
+
+def test_class_map(panel, stored):
+    p = panel("class-map")
+    record = stored("kd")
+    z, y = record.test_logits, load("lesson").y_test.numpy()
+    names = record.meta["class_names"]
+
+    def told(of, peak, tau):
+        s, t = (metrics.softmax(v.astype(float)[y == of], tau)[:, peak].max()
+                for v in (z["students"][0], z["teacher"]))
+        return (f"largest p({names[peak]}) over the {(y == of).sum()} images of {names[of]}, "
+                f"tau = {tau:g}: student {s:.3f}, teacher {t:.3f}")
+
+    assert told(0, 6, 4) in p.line()
+    p.press("of", "Enter", of="Trouser", says=told(1, 6, 4))
+    p.press("peak", "Space", of="Sandal", says=told(1, 5, 4))
+    p.press("tau", "Home", says=told(1, 5, 0.5))
+
+
+def test_a_panel_shows_its_error_and_goes_on(open_notebook):
+    nb = open_notebook("error.ipynb", """
+import kdkit as kd
+from matplotlib.figure import Figure
+def draw(x):
+    if x == 3:
+        raise ValueError("3 is <not> allowed")
+    return Figure(), f"x is {x}"
+kd.widgets.present(kd.widgets.panel("odd", draw, x=kd.widgets.slider("x", 2, 0, 9, 1)))""")
+    nb.run_all()
+    knob, line = nb.knob("kd-odd-x"), nb.find("kd-odd-line")
+    knob.press("ArrowRight")
+    expect(line).to_have_text("ValueError: 3 is <not> allowed")
+    knob.press("ArrowRight")
+    expect(line).to_have_text("x is 4")
+    nb.look()
+
+
+def test_ablation_lab_trains_stops_and_goes_on(open_notebook, trained, stored):
+    trained(preset("smoke", method="okddip"), preset("smoke", method="ind"))
+    nb = open_notebook("lab.ipynb", "import kdkit as kd\n"
+                       "kd.widgets.ablation_lab(kd.lab('smoke'), 'okddip')", "6 * 7")
+    nb.run_all()
+    p, record = Panel(nb, "lab"), stored("okddip")
+    train, stop, notes = (nb.find(f"kd-lab-{k}") for k in ("train", "stop", "note"))
+    assert f"OKDDip: {record.result['top1_deployed']:.2f} %" in p.line()
+    assert "points against" in p.line()  # stored runs answer at once
+    expect(train).to_be_disabled()
+    p.press("m", "ArrowRight", says="not in the store")
+    expect(train).to_be_enabled()
+    expect(train).to_have_text("Train")
+    p.press("m", "ArrowLeft", says=f"{record.result['top1_deployed']:.2f} %")
+    nb.look()
+
+    nb = open_notebook("long.ipynb", "import kdkit as kd\n"
+                       "kd.widgets.ablation_lab(kd.lab('smoke', epochs=24), 'okddip')", "6 * 7")
+    nb.run_all()
+    p, run = Panel(nb, "lab"), resolve(preset("smoke", method="okddip", epochs=24, T=4.0))
+    train, stop, notes, curve = (nb.find(f"kd-lab-{k}") for k in ("train", "stop", "note", "curve"))
+    p.press("T", "ArrowRight", "ArrowRight", draws=False,
+            says=f"run {store.run_id(run)} is not in the store")
+    train.press("Enter")
+    expect(train).to_be_disabled()
+    stop.press("Enter")  # before it has begun
+    expect(notes).to_have_text("stopped before anything was trained")
+    expect(stop).to_be_disabled()
+    expect(train).to_be_enabled()
+
+    train.press("Enter")
+    expect(notes).to_have_text(re.compile(r"epoch \d+ of 24"))
+    seen = curve.locator("img").get_attribute("alt")
+    expect(curve.locator("img")).not_to_have_attribute("alt", seen)  # it grows
+    cell = nb.panel.locator(".jp-CodeCell").last
+    cell.locator(".cm-content").click()
+    nb.page.keyboard.press("Control+Enter")  # the kernel is free
+    expect(cell.locator(".jp-InputPrompt")).to_have_text("[3]:")
+    expect(cell.locator(".jp-OutputArea-output")).to_have_text("42")
+    assert stop.is_enabled()
+    nb.shoot("ablation_lab_training", nb.panel)
+    stop.dblclick()
+    expect(notes).to_contain_text(re.compile(r"stopped at epoch \d+, step \d+, and saved"))
+    expect(train).to_have_text("Resume")
+    assert store.find(run) is None
+
+    train.press("Enter")
+    expect(notes).to_have_text("done", timeout=180_000)
+    record = store.find(run)
+    assert record.meta["resumed_at"] is not None
+    expect(nb.find("kd-lab-line")).to_contain_text(f"{record.result['top1_deployed']:.2f} %")
+    assert nb.knob("kd-lab-T").get_attribute("aria-valuenow") == "4.0"  # the knobs stay
+    expect(train).to_be_disabled()
+    nb.shoot("ablation_lab", nb.panel)
+    nb.button("kd-lab-method", "one").press("Enter")
+    expect(nb.find("kd-lab-line")).to_contain_text("not in the store")
+    nb.look()
