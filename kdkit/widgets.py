@@ -146,18 +146,18 @@ def collection(record: Record, image: int | None = None) -> None:
 
     def draw(image, student, kind, reverse, tau):
         one = torch.tensor(z[:, image : image + 1])  # (m, 1, K)
-        m = DCKD(m=len(z), collection=kind).collect(one)[student, 0].numpy()
-        p, q = metrics.softmax(z[student, image], tau), metrics.softmax(m, tau)
+        m = DCKD(m=len(z), collection=kind).collect(one)[student - 1, 0].numpy()
+        p, q = metrics.softmax(z[student - 1, image], tau), metrics.softmax(m, tau)
         a, b = (p, q) if reverse else (q, p)
         kl = float((a * (np.log(a) - np.log(b))).sum())
-        text = (f"image {image}, tau = {tau:g}: student {student + 1} receives {kind}; "
+        text = (f"image {image}, tau = {tau:g}: student {student} receives {kind}; "
                 f"{'reverse' if reverse else 'forward'} KL {kl:.4f}; classes above 1/K "
                 f"{int(metrics.correlation_number(q))} in the collection, "
                 f"{int(metrics.correlation_number(p))} in the student")
-        return plots.draw_collection(z[:, image], m, student, tau, names), text
+        return plots.draw_collection(z[:, image], m, student - 1, tau, names), text
 
     present(panel("collection", draw, image=slider("test image", image, 0, z.shape[1] - 1, 1),
-                 student=slider("student", 0, 0, len(z) - 1, 1),
+                 student=slider("student", 1, 1, len(z), 1),
                  kind=choice("collection", [("logit max", "lmax"), ("probability max", "pmax"),
                                             ("average", "avg")]),
                  reverse=W.Checkbox(value=True, description="reverse KL", style=WIDE),
@@ -262,15 +262,15 @@ class Trainer:
         listener.join()
         note = said[-1] if said else "stopped before anything was trained"
         if store.find(run):
-            self.bar.value, note = run.epochs, "done"
+            self.bar.value, self.curve.value, note = run.epochs, "", "done"  # it is drawn above
         self.child, self.halt.disabled, self.note.value = None, True, html.escape(note)
         self.finished()
 
     def look(self, history: list[dict]) -> None:
         if len(history) > self.bar.value and not self.halt.disabled:
-            self.note.value = text = f"epoch {len(history)} of {self.bar.max}"
-            self.bar.value, fig = len(history), plots.draw_progress(history, text)
-            self.curve.value = plots.html(fig, f"probe accuracy up to {text}")
+            text = f"epoch {len(history)} of {self.bar.max}"
+            self.curve.value = plots.html(plots.draw_progress(history, text), f"curves, {text}")
+            self.bar.value, self.note.value = len(history), text
 
 
 def background(work: Callable, *given) -> threading.Thread:

@@ -38,6 +38,8 @@ READY = """() => { const w = window.jupyterapp?.shell?.currentWidget;
   return !!(w?.context?.isReady && w.sessionContext?.session?.kernel?.status === 'idle'); }"""
 RUN_ALL = """ms => Promise.race([window.jupyterapp.commands.execute('notebook:run-all-cells'),
   new Promise((_, no) => setTimeout(() => no(new Error('run-all timed out')), ms))])"""
+HEIGHT = """panel => { panel.querySelector('.jp-WindowedPanel-outer').scrollTop = 0;
+  return [...panel.querySelectorAll('.jp-Cell')].at(-1).getBoundingClientRect().bottom; }"""
 SHUT = "() => window.jupyterapp?.shell?.currentWidget?.sessionContext.shutdown()"
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
@@ -169,7 +171,10 @@ class Notebook:
         return self.find(name).get_by_role("button", name=text, exact=True)
 
     def shoot(self, name: str, of=None) -> None:
-        """A screenshot of the page, or of a part of it, for a person to look at."""
+        """A screenshot of the whole notebook, or of a part of it, for a person to look at."""
+        tall = self.panel.evaluate(HEIGHT)
+        self.page.set_viewport_size({"width": 1280, "height": min(int(tall) + 60, 16_000)})
+        self.panel.evaluate(HEIGHT)  # to the top again
         where = Path(os.environ.get("KDKIT_SHOTS") or ROOT / "figures" / "local" / "ui")
         where.mkdir(parents=True, exist_ok=True)
         (of or self.page).screenshot(path=where / f"{name}.png")

@@ -119,7 +119,7 @@ def test_collection(panel, stored):
     m = np.delete(z, 0, 0).mean(0)
     q = metrics.softmax(m, 2.0)
     assert "image 3, tau = 2: student 1 receives lmax; reverse KL" in p.line()
-    p.press("kind", "Enter", of="average", says="image 3, tau = 2: student 1 receives avg; reverse KL")
+    p.press("kind", "Enter", of="average", says="tau = 2: student 1 receives avg; reverse KL")
     assert f"above 1/K {int(metrics.correlation_number(q))} in the collection" in p.line()
     p.press("reverse", "Space", says="receives avg; forward KL", draws=False)
     s = metrics.softmax(z[0], 2.0)
