@@ -1,9 +1,13 @@
 """Networks, the registry, and groups of networks."""
 
+from urllib.error import URLError
+
 import pytest
 import torch
+import torchvision
+from torch import nn
 
-from kdkit.models import Branches, Net, Peers, build, count, models
+from kdkit.models import Branches, Net, Peers, build, count, models, pretrained
 
 X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -13,6 +17,14 @@ COUNTS = {
     "resnet32": (472_756, 69_130_496), "resnet110": (1_736_564, 253_155_584),
     "resnet110_bottleneck": (1_170_868, 167_453_696), "resnet18": (11_220_132, 555_468_800),
 }
+IMAGENET = [name for name in models() if name.endswith("_imagenet")]
+SMALL = [name for name in models() if name not in IMAGENET]
+FIXED = ("wrn_16_1 wrn_16_2 wrn_40_1 wrn_40_2 vgg8 vgg11 vgg13 vgg16 vgg19 vgg16_okddip "
+         "densenet_40_12 mobilenetv2 shufflenetv1 shufflenetv2").split()
+# OKDDip's five CIFAR networks and its ImageNet one, some of them thinner; a net that hands its
+# pre-activations on
+BRANCHED = ["resnet8", "resnet32", "resnet110_bottleneck_w0.5", "vgg16_okddip", "densenet_40_12",
+            "wrn_20_8_bottleneck_w0.25", "resnet34_imagenet_w0.25", "wrn_16_1"]
 
 
 def nets(*names, c_in=3, classes=10):
@@ -41,7 +53,8 @@ def test_contract(name, c_in, classes):
     net = build(name, c_in, classes).eval()
     with torch.no_grad():
         o = net(x)
-    assert o.logits.shape == (2, classes) and o.pooled.shape == (2, net.fc.in_features)
+    last = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
+    assert o.logits.shape == (2, classes) and o.pooled.shape == (2, last.in_features)
     assert len(o.feats) == len(o.preacts) == len(net.parts)
     assert all(f.ndim == 4 and f.shape == p.shape for f, p in zip(o.feats, o.preacts, strict=True))
     sizes = [f.shape[-1] for f in o.feats]
@@ -72,10 +85,46 @@ def test_width_one_is_the_plain_network():
     assert count(build("resnet8_w1"), X[:1]) == COUNTS["resnet8"]
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_training_step_on_28x28_grey_images(name):
+    net, = nets(name, c_in=1)
+    x = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    o = net.train()(x)
+    o.logits.logsumexp(-1).sum().backward()
+    assert o.logits.shape == (2, 10) and o.logits.isfinite().all() and o.pooled.ndim == 2
+    for p in net.parameters():
+        assert p.grad.isfinite().all() and p.grad.any()
+
+
+def test_imagenet_networks_take_224_pixels():
+    with torch.no_grad():
+        o = build("resnet18_imagenet_w0.25", 3, 1000).eval()(torch.zeros(1, 3, 224, 224))
+    assert [tuple(f.shape[1:]) for f in o.feats] == [
+        (16, 56, 56), (16, 56, 56), (32, 28, 28), (64, 14, 14), (128, 7, 7)]
+
+
+def size(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", [n for n in models() if n not in FIXED])
+def test_resnets_take_a_width(name):
+    thin, wide = (build(f"{name}_w{w}", 1, 10) for w in (0.125, 0.25))
+    assert size(thin) < size(wide) and len(thin.parts) == len(wide.parts)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_network_of_one_width_refuses_another(name):
+    with pytest.raises(ValueError, match=f"{name}_w2.*takes no width; ResNets do") as error:
+        build(f"{name}_w2")
+    assert "\n" not in str(error.value) and size(build(name)) > 0
+
+
 @pytest.mark.parametrize("name, near", [
     ("resnet33", "resnet32"), ("resnet9", "resnet8"), ("resnet8_w", "resnet8"),
     ("resnet8_wide", "resnet8"), ("resnet8_w-1", "resnet8"), ("", "resnet8"),
-    ("resnet8_w0", "resnet8"), ("resnet8_w0.01", "resnet8"),
+    ("resnet8_w0", "resnet8"), ("resnet8_w0.01", "resnet8"), ("wrn_28_2", "wrn_16_2"),
+    ("vgg8_w", "vgg8"), ("resnet8x5", "resnet8x4"), ("mobilenet", "mobilenetv2"),
 ])
 def test_unknown_network(name, near):
     with pytest.raises(ValueError) as error:
@@ -105,13 +154,158 @@ def test_train_and_eval_differ_and_eval_is_per_image():
         assert torch.allclose(net(X).logits[:1], net(X[:1]).logits, atol=1e-5)
 
 
-def test_head_and_run_parts_are_forward():
-    net, = nets("resnet8")
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "densenet_40_12", "mobilenetv2",
+                                  "shufflenetv2", "vgg16_okddip"])
+def test_head_and_run_parts_are_forward(name):
+    net, = nets(name)
     net.eval()
     with torch.no_grad():
-        early, _ = net.run_parts(X, stop=2)
-        late, _ = net.run_parts(early[-1], start=2)
-        assert torch.equal(net.head(late[-1])[0], net(X).logits)
+        *early, f = net.run_parts(X, stop=2)
+        *late, f = net.run_parts(f, start=2)
+        z, h = net.head(f)
+        o = net(X)
+    assert torch.equal(z, o.logits) and torch.equal(h, o.pooled)
+    for got, want in zip((*early[0], *late[0]), o.feats, strict=True):
+        assert torch.equal(got, want)
+    for got, want in zip((*early[1], *late[1]), o.preacts, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_wide_resnets_give_raw_sums_and_hand_their_batch_norm_on():
+    net, = nets("wrn_16_1")
+    norms = net.stage_bns()
+    with torch.no_grad():
+        o = net.train()(X)
+        assert [int(bn.num_batches_tracked) for bn in norms] == [1, 1, 1]  # each runs once
+        o = net.eval()(X)
+        assert o.feats[0] is o.preacts[0] and o.feats[0].min() < 0
+        for bn, f, p in zip(norms, o.feats[1:], o.preacts[1:], strict=True):
+            assert torch.equal(bn(f), p)
+        assert torch.equal(o.preacts[-1].relu().mean((2, 3)), o.pooled)
+
+
+def test_channels_are_shuffled_after_the_relu():
+    with torch.no_grad():
+        o = build("shufflenetv2").eval()(X[:2])
+    for f, p in zip(o.feats[1:], o.preacts[1:], strict=True):
+        first, second = p.relu().chunk(2, 1)
+        assert torch.equal(f[:, ::2], first) and torch.equal(f[:, 1::2], second)
+
+
+@pytest.mark.parametrize("name", [n for n in models() if "110" not in n])
+def test_batch_norms_of_stages(name):
+    """Of the pre-activations' widths; those of no shortcut are the pre-activations."""
+    net = build(name, 3, 10).eval()
+    if name in ("vgg16_okddip", "densenet_40_12", "shufflenetv2"):
+        with pytest.raises(ValueError, match="stage 1 .*does not end in a batch norm; ResNets"):
+            net.stage_bns()
+        return
+    seen = []
+    for bn in net.stage_bns():
+        bn.register_forward_hook(lambda m, args, out: seen.append(out.clone()))
+    with torch.no_grad():
+        o = net(X[:2])
+    assert [bn.num_features for bn in net.stage_bns()] == [p.shape[1] for p in o.preacts[1:]]
+    assert [v.shape for v in seen] == [p.shape for p in o.preacts[1:]]
+    alone = [torch.equal(v, p) for v, p in zip(seen, o.preacts[1:], strict=True)]
+    if name == "mobilenetv2":
+        assert alone == [False, False, False, True]  # the last block has no shortcut
+    else:
+        assert set(alone) == {name[:3] in ("wrn", "vgg") and name != "wrn_20_8_bottleneck"}
+
+
+def test_the_batch_norm_of_a_residual_stage_is_before_the_sum():
+    net, seen = build("resnet8").eval(), []
+    net.stage_bns()[0].register_forward_hook(lambda m, args, out: seen.append(out.clone()))
+    with torch.no_grad():
+        o = net(X)
+        assert torch.allclose(seen[0] + o.feats[0], o.preacts[1])
+
+
+@pytest.mark.parametrize("name, mode, fc", [
+    ("resnet8x4", 0, None), ("wrn_40_2", 0, None), ("vgg8", 0, 0.01), ("vgg16_okddip", 0, 0.01),
+    ("densenet_40_12", 1, None), ("mobilenetv2", 0, 0.01), ("resnet18_imagenet", 0, None)])
+def test_initial_weights(name, mode, fc):
+    """He's of fan-out (0) or fan-in (1); linear layers N(0, fc), or torch's uniform ones."""
+    net, = nets(name)
+    net.requires_grad_(False)
+    for m in net.modules():
+        if isinstance(m, nn.Conv2d) and m.weight.numel() > 4000:
+            fan = m.weight.shape[mode] * m.weight[0, 0].numel()
+            assert m.weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.05)
+            assert m.bias is None or not m.bias.any()
+        if isinstance(m, nn.Linear):
+            bound = m.in_features**-0.5
+            assert m.weight.std().item() == pytest.approx(fc or bound / 3**0.5, rel=0.1)
+            assert (m.weight.abs().max() <= bound) or fc
+            assert m.bias.any() == name.startswith("resnet")
+
+
+# ---- ImageNet weights ----
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache of torch.hub, and no network."""
+    def fail(*args, **kw):
+        raise URLError("no\nroute to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    return tmp_path / "hub" / "checkpoints"
+
+
+def theirs(name):
+    """torchvision's network with random weights and statistics, its builder's weights."""
+    torch.manual_seed(0)
+    net = torchvision.models.get_model(name, weights=None).eval()
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            for t in (m.weight.data, m.bias.data, m.running_mean, m.running_var):
+                t.uniform_(0.2, 0.6)
+    return net, torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_torchvisions_weights_give_torchvisions_logits(name, monkeypatch):
+    net, weights = theirs(name)
+    asked = {}
+    monkeypatch.setattr(type(weights), "get_state_dict",
+                        lambda self, **kw: asked.update(kw) or net.state_dict())
+    ours = build(f"{name}_imagenet", 3, 1000).eval()
+    ours.load_state_dict(pretrained(f"{name}_imagenet"))
+    assert asked["check_hash"] and asked["weights_only"]
+    x = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        z = net(x)
+        assert torch.allclose(ours(x).logits, z, rtol=1e-4, atol=1e-4 * float(z.abs().max()))
+    assert not torch.allclose(z[0], z[1], rtol=1e-2)
+
+
+def test_torchvisions_weights_from_the_cache(hub):
+    net, weights = theirs("resnet18")
+    state = {k: v for k, v in net.state_dict().items() if not k.endswith("batches_tracked")}
+    torch.save(state, hub / weights.url.rpartition("/")[2])  # as old files are
+    ours = build("resnet18_imagenet", 3, 1000).eval()
+    ours.load_state_dict(pretrained("resnet18_imagenet"))
+    with torch.no_grad():
+        assert torch.allclose(ours(X).logits, net(X), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_cannot_be_had(hub):
+    with pytest.raises(ValueError) as offline:
+        pretrained("resnet34_imagenet")
+    message = str(offline.value)
+    assert "resnet34_imagenet" in message and "no route to host" in message
+    assert str(hub) in message and ".pth" in message and "\n" not in message
+    weights = torchvision.models.get_model_weights("resnet34")["IMAGENET1K_V1"]
+    for wrong in (b"", b"not weights", b"PK\x03\x04 cut"):
+        (hub / weights.url.rpartition("/")[2]).write_bytes(wrong)
+        with pytest.raises(ValueError, match="cannot be had"):
+            pretrained("resnet34_imagenet")
+    for name in ("resnet34", "resnet18_imagenet_w2", "vgg16"):
+        with pytest.raises(ValueError, match="unknown network with ImageNet weights.*resnet18_"):
+            pretrained(name)
 
 
 # ---- groups ----
@@ -124,16 +318,18 @@ def pointers(module):
     return {t.data_ptr() for t in [*module.parameters(), *module.buffers()] if t.ndim}
 
 
-def test_branches_share_the_trunk_alone():
-    group = Branches(nets(*["resnet8"] * 3))
+@pytest.mark.parametrize("name", BRANCHED)
+def test_branches_share_the_trunk_alone(name):
+    group = Branches(nets(*[name] * 3))
     trunk = [pointers(torch.nn.ModuleList(n.parts[: n.split])) for n in group.nets]
     own = [pointers(torch.nn.ModuleList([*n.parts[n.split :], n.fc])) for n in group.nets]
     assert trunk[0] == trunk[1] == trunk[2] and len(trunk[0]) > 0
     assert all(not own[a] & own[b] for a in range(3) for b in range(a))
     assert not set.union(*own) & trunk[0]
-    one = sum(p.numel() for p in build("resnet8", 3, 10).parameters())
-    shared = sum(p.numel() for part in group.nets[0].parts[:3] for p in part.parameters())
-    assert sum(p.numel() for p in group.parameters()) == shared + 3 * (one - shared)
+    one, split = size(build(name, 3, 10)), group.nets[0].split
+    assert split == len(group.nets[0].parts) - (2 if "imagenet" in name else 1)
+    shared = sum(map(size, group.nets[0].parts[:split]))
+    assert size(group) == shared + 3 * (one - shared)
 
 
 def test_branches_start_differently_and_run_the_trunk_once():
@@ -148,12 +344,38 @@ def test_branches_start_differently_and_run_the_trunk_once():
     assert steps == 1
 
 
-def test_a_branch_is_its_network():
-    group = Branches(nets(*["resnet8"] * 2)).eval()
+@pytest.mark.parametrize("name", BRANCHED)
+def test_a_branch_is_its_network(name):
+    group = Branches(nets(*[name] * 2)).eval()
     with torch.no_grad():
         o = group(X)
         for i, net in enumerate(group.nets):
-            assert torch.allclose(net(X).logits, o.logits[i], atol=1e-6)
+            alone = net(X)
+            assert torch.allclose(alone.logits, o.logits[i], atol=1e-6)
+            assert torch.allclose(alone.pooled, o.pooled[i], atol=1e-6)
+            for f, p, g, q in zip(o.feats, o.preacts, alone.feats, alone.preacts, strict=False):
+                assert torch.equal(f, g) and torch.equal(p, q)
+    assert not torch.allclose(o.logits[0], o.logits[1], rtol=1e-2)
+
+
+def test_dropout_in_branches_alone():
+    def rates(module):
+        return {m.p for m in module.modules() if isinstance(m, nn.Dropout)}
+
+    two = nets(*["vgg16_okddip"] * 2)
+    assert rates(two[0]) == {0.0} and rates(Peers(two)) == {0.0}
+    group = Branches(two)
+    assert rates(group) == {0.5}
+    torch.manual_seed(0)
+    with torch.no_grad():
+        a, b = (group.train()(X) for _ in range(2))
+    assert torch.equal(a.pooled, b.pooled) and not torch.allclose(a.logits, b.logits)
+
+
+def test_pooled_of_okddips_vgg_is_the_flattened_map():
+    with torch.no_grad():
+        o = build("vgg16_okddip").eval()(X)
+    assert o.feats[-1].shape == (4, 512, 1, 1) and torch.equal(o.feats[-1].flatten(1), o.pooled)
 
 
 def test_branches_gradients_sum_in_the_trunk():

@@ -15,14 +15,18 @@ def _stack(parts: list[Tensor]) -> Tensor | tuple:
 
 
 class Peers(nn.Module):
-    """m networks, of one or of different architectures; logits (m, B, K)."""
+    """m networks, of one or of different architectures; logits (m, B, K).
+
+    x: (B, C, H, W), or (m, B, C, H, W), a view of the batch for each.
+    """
 
     def __init__(self, nets: list[Net]):
         super().__init__()
         self.nets = nn.ModuleList(nets)
 
     def forward(self, x: Tensor) -> Out:
-        outs = [net(x) for net in self.nets]
+        views = x if x.ndim == 5 else [x] * len(self.nets)
+        outs = [net(v) for net, v in zip(self.nets, views, strict=True)]
         return Out(
             torch.stack([o.logits for o in outs]),  # (m, B, K)
             tuple(o.feats for o in outs),
@@ -37,7 +41,8 @@ class Branches(nn.Module):
     nets: m networks of one architecture; the first gives the trunk `parts[:split]`, each gives
     its own later parts and classifier. `at_split`: a function of the trunk's last feature map,
     where the branches take it (CL-ILR rescales its gradient there); identity if not given.
-    `feats` and `preacts` of the output are the trunk's.
+    `feats` and `preacts` of the output are the trunk's. Dropout, which OKDDip's VGG-16 has, is 0
+    in single networks and .5 in branches, as in OKDDip's scripts.
     """
 
     def __init__(self, nets: list[Net], at_split: Callable[[Tensor], Tensor] | None = None):
@@ -47,10 +52,13 @@ class Branches(nn.Module):
             for i in range(self.split):
                 net.parts[i] = nets[0].parts[i]  # the same module: real sharing
         self.nets = nn.ModuleList(nets)
+        for m in self.modules():
+            if isinstance(m, nn.Dropout):
+                m.p = 0.5
 
     def forward(self, x: Tensor) -> Out:
-        feats, preacts = self.nets[0].run_parts(x, stop=self.split)
-        f = self.at_split(feats[-1]) if self.at_split else feats[-1]
-        heads = [net.head(net.run_parts(f, start=self.split)[0][-1]) for net in self.nets]
+        feats, preacts, f = self.nets[0].run_parts(x, stop=self.split)
+        f = self.at_split(f) if self.at_split else f
+        heads = [net.head(net.run_parts(f, start=self.split)[-1]) for net in self.nets]
         z, h = zip(*heads, strict=True)
         return Out(torch.stack(z), feats, preacts, torch.stack(h))  # (m, B, K), (m, B, D)

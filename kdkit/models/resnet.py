@@ -1,18 +1,22 @@
-"""ResNets: CIFAR's (basic block, bottleneck) and torchvision's adapted to small images.
+"""ResNets: CIFAR's (basic block, bottleneck), wide ones, and torchvision's; blocks in a row.
 
-Sources: He et al. 2016 (Sec. 4.2 for CIFAR); the feature points are RepDistiller's.
+Sources: He et al. 2016 (Sec. 4.2 for CIFAR), Zagoruyko and Komodakis 2016 (WRN); the feature
+points are RepDistiller's.
 """
 
+import pickle
+import re
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..config import choose
 from .base import Net, register
 
 
 class Basic(nn.Module):
     """Two 3x3 convolutions and a shortcut; `forward` gives the sum *before* the last ReLU."""
-
-    expansion = 1
 
     def __init__(self, c_in: int, c: int, stride: int = 1):
         super().__init__()
@@ -30,15 +34,17 @@ class Basic(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions and a shortcut; `forward` gives the sum before the last ReLU."""
 
-    expansion = 4
+    expansion = 4  # channels out, for each c
+    inner = 1  # channels between the 1x1 convolutions, for each c
 
     def __init__(self, c_in: int, c: int, stride: int = 1):
         super().__init__()
-        self.conv1 = nn.Conv2d(c_in, c, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(c)
-        self.conv2 = nn.Conv2d(c, c, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(c)
-        self.conv3 = nn.Conv2d(c, 4 * c, 1, bias=False)
+        w = c * self.inner
+        self.conv1 = nn.Conv2d(c_in, w, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(w)
+        self.conv2 = nn.Conv2d(w, w, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(w)
+        self.conv3 = nn.Conv2d(w, 4 * c, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * c)
         self.down = _shortcut(c_in, 4 * c, stride)
 
@@ -48,27 +54,83 @@ class Bottleneck(nn.Module):
         return self.bn3(self.conv3(f)).add_(self.down(x))
 
 
+class WideBottleneck(Bottleneck):
+    """A bottleneck that is eight times wider inside (OKDDip's "WRN-20-8")."""
+
+    inner = 8
+
+
+class Preact(nn.Module):
+    """WRN's block: batch norm and ReLU before each 3x3 convolution; `forward` gives the raw sum."""
+
+    def __init__(self, c_in: int, c: int, stride: int = 1):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(c_in)
+        self.conv1 = nn.Conv2d(c_in, c, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c)
+        self.conv2 = nn.Conv2d(c, c, 3, 1, 1, bias=False)
+        self.down = nn.Conv2d(c_in, c, 1, stride, bias=False) if c_in != c else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = F.relu(self.bn1(x))
+        x = self.down(f) if self.down else x
+        return self.conv2(F.relu(self.bn2(self.conv1(f)), inplace=True)).add_(x)
+
+
 def _shortcut(c_in: int, c_out: int, stride: int) -> nn.Module:
     if stride == 1 and c_in == c_out:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
 
 
-class Stage(nn.Module):
-    """Blocks in a row. Returns the feature map after the last ReLU and before it."""
+def blocks(block, c_in: int, c: int, n: int, stride: int = 1) -> list[nn.Module]:
+    """n times `block(channels in, c, stride)`; the first one changes channels and size."""
+    c_out = c * getattr(block, "expansion", 1)
+    return [block(c_out if i else c_in, c, 1 if i else stride) for i in range(n)]
 
-    def __init__(self, block, c_in: int, c: int, n: int, stride: int):
+
+class Stage(nn.Module):
+    """Blocks in a row, a ReLU after each. Returns the map after the last ReLU and before it."""
+
+    def __init__(self, *blocks: nn.Module):
         super().__init__()
-        c_out = c * block.expansion
-        self.blocks = nn.ModuleList(
-            block(c_in if i == 0 else c_out, c, stride if i == 0 else 1) for i in range(n)
-        )
+        self.blocks = nn.ModuleList(blocks)
+
+    @property
+    def bn(self) -> nn.BatchNorm2d | None:
+        """The batch norm that the last block ends in, its shortcut apart; None: it does not."""
+        main = [m for k, m in self.blocks[-1].named_modules() if not k.startswith("down")]
+        return main[-1] if isinstance(main[-1], nn.BatchNorm2d) else None
 
     def forward(self, f: Tensor) -> tuple[Tensor, Tensor]:
         for i, block in enumerate(self.blocks, 1):
             pre = block(f)
             f = F.relu(pre, inplace=i < len(self.blocks))  # only the last sum is handed out
         return f, pre
+
+
+class Row(Stage):
+    """Blocks in a row and nothing between them; the map is its own pre-activation."""
+
+    def forward(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        for block in self.blocks:
+            f = block(f)
+        return f, f
+
+
+class NormedRow(Row):
+    """The raw map and, as its pre-activation, its batch norm: the first of the next stage in the
+    WRN paper, here the last of this one, so that it runs once. `Net(passes=1)` hands it on."""
+
+    def __init__(self, *blocks: nn.Module, c: int):
+        super().__init__(*blocks)
+        self.norm = nn.BatchNorm2d(c)
+
+    bn = property(lambda self: self.norm)
+
+    def forward(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        f, _ = super().forward(f)
+        return f, self.norm(f)
 
 
 class Stem(nn.Module):
@@ -85,42 +147,100 @@ class Stem(nn.Module):
         return f, f
 
 
-def _init(net: Net) -> Net:
-    """He initialisation (fan-out), batch norm 1 and 0; linear layers keep torch's default."""
+def init(net: Net, fc_std: float | None = None, mode: str = "fan_out") -> Net:
+    """He initialisation, bias 0; batch norm 1 and 0; linear layers N(0, fc_std) and bias 0, or
+    torch's default."""
     for m in net.modules():
         if isinstance(m, nn.Conv2d):
-            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(m.weight, mode=mode, nonlinearity="relu")
+        elif isinstance(m, nn.Linear) and fc_std is not None:
+            nn.init.normal_(m.weight, 0, fc_std)
+        else:
+            continue
+        if m.bias is not None:
+            nn.init.zeros_(m.bias)
     return net
 
 
-def _resnet(block, counts, widths, c_in: int, classes: int, stem: Stem, split: int) -> Net:
+def _resnet(block, counts, widths, classes: int, stem: Stem, own: int = 1) -> Net:
     parts, c = [stem], stem.conv.out_channels
     for i, (n, w) in enumerate(zip(counts, widths, strict=True)):
-        parts.append(Stage(block, c, w, n, stride=1 if i == 0 else 2))
-        c = w * block.expansion
-    return _init(Net(parts, c, classes, split))
+        parts.append(Stage(*blocks(block, c, w, n, stride=2 if i else 1)))
+        c = w * getattr(block, "expansion", 1)
+    return init(Net(parts, c, classes, own))
 
 
-@register(*(f"resnet{d}" for d in (8, 14, 20, 32, 44, 56, 110)))
+@register(*(f"resnet{d}" for d in (8, 14, 20, 32, 44, 56, 110)), "resnet8x4", "resnet32x4")
 def cifar(name: str, c_in: int, classes: int, width: float = 1) -> Net:
-    """CIFAR ResNet-(6n+2), basic blocks, stages 16-32-64 times `width`; branches share all but
-    the last stage. DCKD's ResNets (He et al. 2016, Sec. 4.2; widths as in RepDistiller)."""
-    n = (int(name[6:]) - 2) // 6
-    w = [round(c * width) for c in (16, 16, 32, 64)]
-    return _resnet(Basic, [n] * 3, w[1:], c_in, classes, Stem(c_in, w[0]), split=3)
+    """CIFAR ResNet-(6n+2), basic blocks, stem 16 and stages 16-32-64 times `width` (x4: stem 32,
+    stages 64-128-256); branches share all but the last stage. DCKD's ResNets (He et al. 2016,
+    Sec. 4.2; widths as in RepDistiller)."""
+    depth, _, x4 = name[6:].partition("x")
+    w = [round(c * width) for c in ((32, 64, 128, 256) if x4 else (16, 16, 32, 64))]
+    return _resnet(Basic, [(int(depth) - 2) // 6] * 3, w[1:], classes, Stem(c_in, w[0]))
 
 
-@register("resnet110_bottleneck")
+@register("resnet110_bottleneck", "wrn_20_8_bottleneck")
 def cifar_bottleneck(name: str, c_in: int, classes: int, width: float = 1) -> Net:
     """OKDDip's "ResNet-110": bottlenecks [12, 12, 12], inner widths 16-32-64 (1,170,868
-    parameters at 100 classes); not DCKD's `resnet110`, which has basic blocks."""
+    parameters at 100 classes); not DCKD's `resnet110`, which has basic blocks. Its "WRN-20-8":
+    [2, 2, 2] of them, eight times wider inside (6,871,220); not the WRN of its authors."""
+    block, n = (Bottleneck, 12) if name == "resnet110_bottleneck" else (WideBottleneck, 2)
     w = [round(c * width) for c in (16, 16, 32, 64)]
-    return _resnet(Bottleneck, [12] * 3, w[1:], c_in, classes, Stem(c_in, w[0]), split=3)
+    return _resnet(block, [n] * 3, w[1:], classes, Stem(c_in, w[0]))
 
 
-@register("resnet18", "resnet34")
-def small(name: str, c_in: int, classes: int, width: float = 1) -> Net:
-    """torchvision's ResNet-18/34 for small images: 3x3 stem, stride 1, no max-pooling."""
-    counts = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}[name]
+@register("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", widths=False)
+def wrn(name: str, c_in: int, classes: int) -> Net:
+    """Wide ResNet `wrn_<6n+4>_<k>`: stem 16, stages 16k-32k-64k; features are the raw sums."""
+    depth, k = map(int, name[4:].split("_"))
+    parts, c = [Row(nn.Conv2d(c_in, 16, 3, 1, 1, bias=False))], 16
+    for i, w in enumerate((16 * k, 32 * k, 64 * k)):
+        row = blocks(Preact, c, w, (depth - 4) // 6, stride=2 if i else 1)
+        if i:
+            row[0].bn1 = nn.Identity()  # the stage before it has it
+        parts.append(NormedRow(*row, c=w))
+        c = w
+    net = Net(parts, c, classes, last=nn.ReLU(), passes=1)
+    nn.init.zeros_(net.fc.bias)
+    return init(net)
+
+
+_COUNTS = {"resnet18": (Basic, (2, 2, 2, 2)), "resnet34": (Basic, (3, 4, 6, 3)),
+           "resnet50": (Bottleneck, (3, 4, 6, 3))}
+
+
+@register(*_COUNTS, *(f"{name}_imagenet" for name in _COUNTS))
+def torchvisions(name: str, c_in: int, classes: int, width: float = 1) -> Net:
+    """torchvision's ResNet-18/34/50. `_imagenet`: as they are, for 224 pixels, and branches share
+    all but the last two stages (OKDDip); else for small images: 3x3 stem, stride 1, no
+    max-pooling (RepDistiller)."""
+    base, _, imagenet = name.partition("_")
+    block, counts = _COUNTS[base]
     w = [round(c * width) for c in (64, 64, 128, 256, 512)]
-    return _resnet(Basic, counts, w[1:], c_in, classes, Stem(c_in, w[0]), split=4)
+    stem = Stem(c_in, w[0], 7, 2, pool=True) if imagenet else Stem(c_in, w[0])
+    return _resnet(block, counts, w[1:], classes, stem, own=2 if imagenet else 1)
+
+
+def pretrained(name: str) -> dict[str, Tensor]:
+    """torchvision's IMAGENET1K_V1 weights for `load_state_dict` of `build(name, 3, 1000)`.
+
+    name: resnet18_imagenet, resnet34_imagenet or resnet50_imagenet. They come from torch.hub's
+    cache, or over the net once. ValueError for other names, and where they cannot be had.
+    """
+    from torchvision.models import get_model_weights
+
+    choose(name, [f"{base}_imagenet" for base in _COUNTS], "network with ImageNet weights")
+    weights = get_model_weights(name.partition("_")[0])["IMAGENET1K_V1"]
+    try:
+        theirs = weights.get_state_dict(progress=False, check_hash=True, weights_only=True,
+                                        map_location="cpu")
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as e:
+        raise ValueError(
+            f"torchvision's weights of {name} cannot be had ({' '.join(str(e).split())}); without "
+            f"internet put {weights.url.rpartition('/')[2]} into {torch.hub.get_dir()}/checkpoints"
+        ) from None
+    ours = {r"^(conv|bn)1": r"parts.0.\1", r"^layer(\d)": r"parts.\1.blocks", "downsample": "down"}
+    for old, new in ours.items():
+        theirs = {re.sub(old, new, key): v for key, v in theirs.items()}
+    return theirs
