@@ -23,12 +23,13 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 figures: ready
 	$(FIGURES) $(PY) -m kdkit figures $(if $(SEEDS),--seeds $(SEEDS))
 
+# One store for all three, so that each smoke run is trained once.
 test: ready
-	$(PY) -m pytest tests
-	tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && export KDKIT_TEST_FOLDER="$$tmp" && \
+	  $(PY) -m pytest tests && \
 	  $(SMOKE) KDKIT_RUNS="$$tmp/runs" KDKIT_FIGURES="$$tmp/figures" \
-	  $(PY) -m pytest $(NBVAL) notebooks/01_*.ipynb notebooks/02_*.ipynb
-	@$(MAKE) --no-print-directory ui
+	  $(PY) -m pytest $(NBVAL) notebooks/0[0-2]_*.ipynb && \
+	  $(MAKE) --no-print-directory ui
 
 # Playwright and nbval do not share a process. Without a browser: one line, and with CI=true a failure.
 ui: ready

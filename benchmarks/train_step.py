@@ -200,10 +200,8 @@ def kdkit(case: str, o: argparse.Namespace) -> Iterator[None]:
     job.students.train()
     job.method.train()
     while True:
-        weights = None
         for x, y, index in job.data.batches(True, run.batch, run.augment, order):
-            terms, z = train.train_step(job, x, y, index, weights)
-            weights = train.term_weights(job, terms) if weights is None else weights
+            terms, z = train.train_step(job, x, y, index)
             right = (z.reshape(-1, *z.shape[-2:]).argmax(-1) == y).float().mean(-1)  # (m,)
             for k, v in (terms | {"right": right}).items():
                 sums[k] = sums[k] + v if k in sums else v.clone()

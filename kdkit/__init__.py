@@ -5,22 +5,32 @@
     record = lab.get(method="okddip", seed=0)
 """
 
-from . import losses, metrics, models, plots, store, train, widgets
+from . import losses, machine, metrics, models, plots, store, train, widgets
 from .config import PRESETS, Run, preset
 from .data import datasets, load
 from .methods import (
+    AT,
+    CC,
     CLILR,
+    CRD,
+    CRDKD,
     DCKD,
     DML,
     EDCKD,
+    FT,
     KD,
+    KDCL,
+    OFD,
     ONE,
+    RKD,
     Baseline,
     EnsembledStudent,
+    FitNet,
     Ind,
     Method,
     OKDDip,
     OKDDipKD,
+    ReviewKD,
     method_class,
     methods,
 )
@@ -31,8 +41,9 @@ from .train import fit, get
 
 __version__ = "0.1.0"
 __all__ = [
-    "CLILR", "DCKD", "DML", "EDCKD", "KD", "ONE", "PRESETS", "Baseline", "EnsembledStudent", "Ind",
-    "Method", "OKDDip", "OKDDipKD", "Record", "Run", "cells", "check", "datasets", "fit", "get",
-    "lab", "load", "losses", "method_class", "methods", "metrics", "models", "plots", "predict",
-    "preset", "show", "store", "train", "widgets",
+    "AT", "CC", "CLILR", "CRD", "CRDKD", "DCKD", "DML", "EDCKD", "FT", "KD", "KDCL", "OFD",
+    "ONE", "PRESETS", "RKD", "Baseline", "EnsembledStudent", "FitNet", "Ind", "Method",
+    "OKDDip", "OKDDipKD", "Record", "ReviewKD", "Run", "cells", "check", "datasets", "fit",
+    "get", "lab", "load", "losses", "machine", "method_class", "methods", "metrics", "models",
+    "plots", "predict", "preset", "show", "store", "train", "widgets",
 ]

@@ -1,4 +1,5 @@
-"""The command line: `python -m kdkit train | sweep | figures | data | runs | gc | list | doctor`.
+"""The command line: `python -m kdkit train | sweep | figures | table | reproduce | data | runs |
+gc | list | doctor`.
 
 Exit codes: 0 done; 1 something failed; 2 wrong name, field, value or missing data; 130 stopped.
 What goes wrong as expected is one line on standard error.
@@ -13,14 +14,17 @@ import sys
 import time
 from contextlib import redirect_stdout
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from . import batch, data, files, models, plots, store, train
+from . import batch, data, files, machine, models, plots, store, train
 from .config import PRESETS, Run, choose, preset
 from .methods import fields, make, method_class, methods
+from .papers import cells
+from .papers.runs import compare, runs_of, text
 from .store import Record
 
 CHROMIUM = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
@@ -34,17 +38,24 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def settings(items: list[str], known: list[str], what: str) -> dict[str, str]:
+    """What `--set field=value` asks for; `known`: the fields there are."""
+    changes = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item!r}: write field=value")
+        changes[choose(name, known, what)] = value
+    return changes
+
+
 def run_of(args: argparse.Namespace, method: str, seed: int) -> Run:
     """The run that the options ask for, checked as far as that goes without its data."""
     cls = method_class(choose(method, methods(), "method"))
     ours = set(Run.__dataclass_fields__) - {"method", "preset", "params"}
     changes = {k: getattr(args, k) for k in ("data", "student", "teacher")
                if getattr(args, k) is not None}
-    for item in args.set:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise ValueError(f"--set {item!r}: write field=value")
-        changes[choose(name, [*sorted(ours), *fields(cls)], f"field of {method}")] = value
+    changes |= settings(args.set, [*sorted(ours), *fields(cls)], f"field of {method}")
     run = preset(args.preset, **{"seed": seed, **changes, "method": method})
     for name in args.teacher.split(",") if args.teacher else ():
         models.build(name.strip(), 3, 10)
@@ -100,6 +111,65 @@ def cmd_figures(args) -> int:
     choose(args.preset, PRESETS, "preset")
     failed = batch.figures(args.only, args.preset, args.seeds, args.workers)
     return report(failed, f"the figures are in {plots.figures_root()}")
+
+
+def changed(args) -> dict[str, str]:
+    """What `--set` changes in the recipe of the cells that `args.which` names."""
+    free = [f for f in Run.__dataclass_fields__ if not f.startswith(
+        ("method", "preset", "params", "seed", "student", "teacher", "pretrained"))]
+    own = {f for name in cells(args.which)["method"] for f in fields(method_class(name))}
+    changes = settings(args.set, [*free, *sorted(own)], "field")
+    choose(changes.get("data", "lesson"), data.datasets(), "data set")
+    return changes
+
+
+def cmd_table(args) -> int:
+    """print a table of the papers: published, ours and the difference"""
+    changes = changed(args)
+    told = compare(args.which, **changes)
+    if args.json:
+        print(json.dumps(told))
+        return 0
+    for (paper, table), part in groupby(told, key=lambda c: (c["paper"], c["table"])):
+        part = list(part)
+        if args.which is None:
+            done = sum(c["run"] is not None for c in part)
+            print(f"{f'{paper}:{table}':12} {len(part):3} cells, {done} of them run here")
+        else:
+            print(text(part, **changes), end="\n\n")
+    return 0
+
+
+def cmd_reproduce(args) -> int:
+    """train what cells of the papers' tables need, teachers first"""
+    changes = changed(args)
+    wanted = [run for row in cells(args.which).itertuples()
+              for group in runs_of(row, args.seeds, **changes) for run in group]
+    needed = [store.run_from(job.order["run"]) for job in batch.plan(wanted).values()]
+    names = [f"{make(r).title} ({r.student}, {r.data}, seed {r.seed})" for r in needed]
+    if lack := lacking(needed):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ValueError(f"{args.which} needs {', '.join(names[:3])}{more}; what is missing: "
+                         f"{'; '.join(lack)}")
+    for name in names:
+        print(f"to train: {name}")
+    failed = batch.sweep(wanted, args.workers)
+    cmd_table(args)
+    return report(failed, "everything that these cells need is stored")
+
+
+def lacking(runs: list[Run]) -> list[str]:
+    """What this machine has not of the runs' data and, if that is all there, their weights."""
+    sets, weights = {r.data for r in runs} - {"lesson"}, {r.student for r in runs if r.pretrained}
+    lack = []
+    for names, find in ((sets, lambda name: files.find(data.SETS[name].family, None)),
+                        (weights, models.pretrained)):
+        for name in sorted(names) if not lack else ():
+            try:
+                find(name)
+            except ValueError as e:
+                lack.append(str(e))
+    return lack
 
 
 def report(failed: dict[str, str], done: str) -> int:
@@ -171,7 +241,7 @@ def cmd_list(args) -> int:
 
 def cmd_doctor(args) -> int:
     """tell what this machine has and what kdkit makes of it"""
-    device, dtype, why = train.machine(Run(precision="auto"))
+    device, dtype, why = machine.chosen(Run(precision="auto"))
     done, under_way, damaged = store.records()
     told = {"kdkit": str(Path(__file__).parent),
             "python": f"{platform.python_version()}, {sys.executable}"}
@@ -213,10 +283,19 @@ def parsers() -> dict[str, Parser]:
         add = made[name].add_argument
         for option in ("data", "student", "teacher"):
             add(f"--{option}", metavar="NAME", help="see `python -m kdkit list`")
-        add("--set", action="append", default=[], metavar="FIELD=VALUE",
-            help="any field of the run or of the method; may be repeated")
         add("--module", metavar="FILE.py", help="import this first: methods of your own")
-    for name in ("sweep", "figures"):
+    for name in ("train", "sweep", "table", "reproduce"):
+        made[name].add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
+                                help="any field of the run or of the method; may be repeated")
+    for name in ("table", "reproduce"):
+        made[name].add_argument("which", metavar="PAPER:TABLE[:ROW[:COLUMN]]",
+                                nargs="?" if name == "table" else None,
+                                help="for example okddip:2:ResNet-32; see `python -m kdkit table`")
+    made["table"].add_argument("--json", action="store_true", help="print a list of cells")
+    made["reproduce"].set_defaults(json=False)
+    made["reproduce"].add_argument("--seeds", type=positive, default=1, metavar="N",
+                                   help="repetitions of each cell (default 1; the papers have 3)")
+    for name in ("sweep", "figures", "reproduce"):
         made[name].add_argument("--workers", type=int, metavar="N", help="default: one a core")
     add = made["train"].add_argument
     add("method", metavar="METHOD", help="see `python -m kdkit list methods`")
@@ -244,13 +323,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
-COMMANDS = {"train": cmd_train, "sweep": cmd_sweep, "figures": cmd_figures, "data": cmd_data,
-            "runs": cmd_runs, "gc": cmd_gc, "list": cmd_list, "doctor": cmd_doctor}
+COMMANDS = {"train": cmd_train, "sweep": cmd_sweep, "figures": cmd_figures, "table": cmd_table,
+            "reproduce": cmd_reproduce, "data": cmd_data, "runs": cmd_runs,
+            "gc": cmd_gc, "list": cmd_list, "doctor": cmd_doctor}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The options of a command. ValueError with the nearest names for a wrong one."""
-    usage = [f"  {name:8} {do.__doc__}" for name, do in COMMANDS.items()]
+    usage = [f"  {name:9} {do.__doc__}" for name, do in COMMANDS.items()]
     if argv[:1] in (["-h"], ["--help"]):
         print("usage: python -m kdkit COMMAND [options]\n", *usage,
               "\npython -m kdkit COMMAND --help tells the options", sep="\n")

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_origin
 
@@ -28,6 +29,9 @@ class Run:
     student: str = "resnet8_w0.5"  # a network, or several "a,b,c" for a mixed group
     teacher: str = "resnet8"  # the network a method's teacher run trains, if it needs one
     teacher_seed: int = 0
+    teacher_lr: float = 0.0  # the learning rate of the teacher's run; 0: the same as lr
+    pretrained: bool = False  # start from torchvision's ImageNet weights; epochs may then be 0
+    teacher_pretrained: bool = False  # the teacher is torchvision's, as it is
     preset: str = "lesson"  # * where the other fields come from
     n_train: int = 0  # train on a fixed, class-balanced part; 0 is all
     epochs: int = 30
@@ -50,7 +54,7 @@ class Run:
     def __post_init__(self):
         for f in dataclasses.fields(self):
             object.__setattr__(self, f.name, typed(f.name, getattr(self, f.name), f.type))
-        for name, low in _LOWEST.items():
+        for name, low in (_LOWEST | {"epochs": 1 - self.pretrained}).items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be at least {low}")
         if not all(0 < m <= 1 for m in (*self.milestones, self.T_0)):
@@ -68,8 +72,23 @@ class Run:
         return replace(self, **ours, params=tuple(sorted(params.items())))
 
 
-_LOWEST = dict(epochs=1, batch=1, threads=0, n_train=0, full_tests=0, weight_decay=0.0,
-               momentum=0.0, T_mult=1, seed=0, teacher_seed=0)
+_LOWEST = dict(batch=1, threads=0, n_train=0, full_tests=0, weight_decay=0.0,
+               momentum=0.0, T_mult=1, seed=0, teacher_seed=0,
+               teacher_lr=0.0)
+
+
+def lr_at(run: Run, epoch: int) -> float:
+    """The learning rate during `epoch` (from 0).
+
+    step: divided by 10 from each milestone on (RepDistiller, OKDDip).  sgdr: cosine with warm
+    restarts, one step an epoch, to 0 (Loshchilov and Hutter 2017; torch's scheduler agrees).
+    """
+    if run.schedule == "step":
+        return run.lr * 0.1 ** sum(epoch >= round(m * run.epochs) for m in run.milestones)
+    length, at = max(1, round(run.T_0 * run.epochs)), epoch
+    while at >= length:
+        at, length = at - length, length * run.T_mult
+    return run.lr * (1 + math.cos(math.pi * at / length)) / 2
 
 
 def typed(name: str, value: Any, kind: Any) -> Any:

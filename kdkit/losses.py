@@ -1,7 +1,7 @@
 """Losses as pure functions. z: logits, p: probabilities; a group's tensors lead with m.
 
 Every function takes (..., B, K) and averages over the batch B only: for a group (m, B, K) it
-returns one value for each student, shape (m,).
+returns one value for each student, shape (m,). Functions of feature maps give their own shapes.
 """
 
 import math
@@ -52,6 +52,19 @@ def others_max(z: Tensor) -> Tensor:
     rivals = z.unsqueeze(0).expand(m, *z.shape)  # (m, m, B, K)
     self_ = torch.eye(m, dtype=torch.bool, device=z.device).view(m, m, 1, 1)
     return rivals.masked_fill(self_, -math.inf).amax(1)  # (m, B, K)
+
+
+def attention_map(f: Tensor) -> Tensor:
+    """The mean over channels of f^2, of norm 1 over H and W (AT). (B, C, H, W) -> (B, HW)."""
+    return F.normalize(f.square().mean(1).flatten(1))
+
+
+def map_difference(f: Tensor, g: Tensor) -> Tensor:
+    """The difference of two maps' attention maps, the larger average-pooled to the smaller's size
+    first (RepDistiller). (B, C, H, W), (B, C', H', W') -> (B, min HW)."""
+    size = min(f.shape[2:], g.shape[2:])
+    q_f, q_g = (attention_map(F.adaptive_avg_pool2d(v, size)) for v in (f, g))
+    return q_f - q_g
 
 
 def rampup(epoch: float, length: float) -> float:

@@ -3,22 +3,27 @@
 All lines that only CUDA needs are here.
 """
 
+import copy
 import ctypes
 import platform
 import signal
 import subprocess
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .config import Run
+from .models import Out, memory_format
 
 PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
-def machine(run: Run) -> tuple[torch.device, torch.dtype, str]:
+def chosen(run: Run) -> tuple[torch.device, torch.dtype, str]:
     """(device, dtype of autocast, why): why explains the precision."""
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -45,6 +50,44 @@ def keep_memory() -> None:
         libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
+def cast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to `dtype`, off where that is fp32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def full(o: Out) -> Out:
+    """Logits and pooled features in full precision; maps stay as autocast left them."""
+    def up(v):
+        return tuple(map(up, v)) if isinstance(v, tuple) else (
+            v.float() if v.dtype == torch.bfloat16 else v)
+    return o._replace(logits=up(o.logits), pooled=up(o.pooled))
+
+
+def placed(net: nn.Module, device: torch.device) -> Callable:
+    """`net` on the device, in the memory format that suits it, which x is brought to as well."""
+    fmt = memory_format(net)
+    net.to(device, memory_format=fmt)
+    return lambda x: net(x.contiguous(memory_format=fmt) if x.ndim == 4 else x)
+
+
+def folded(net: nn.Module) -> nn.Module:
+    """`net` with each conv -> BN pair of neighbours folded into the convolution, for eval only."""
+    for module in list(net.modules()):
+        children = list(module.named_children())
+        for (name, conv), (name_bn, bn) in zip(children, children[1:], strict=False):
+            if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(conv, bn))
+                setattr(module, name_bn, nn.Identity())
+    return net
+
+
+def faster(net: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
+    """`net` folded, if it then answers the same: its convolutions may be without batch norm."""
+    x = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
+    plain, fast = net(x).logits, folded(copy.deepcopy(net))
+    return fast if (fast(x).logits - plain).abs().max() <= 1e-3 * plain.abs().max() else net
+
+
 @contextmanager
 def pinned(run: Run):
     """The run's threads and a private global generator (dropout draws from it), put back after."""
@@ -57,6 +100,10 @@ def pinned(run: Run):
             yield
     finally:
         torch.set_num_threads(before)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was stopped from outside; it is saved and goes on when asked for again."""
 
 
 @contextmanager

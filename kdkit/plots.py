@@ -269,9 +269,21 @@ FIGURES: dict[str, Spec] = {
     "kd_temperature": sweep(
         "02", "T", "temperature T", {"method": "baseline"},
         *({"method": "kd", "T": T} for T in (1.0, 2.0, 4.0, 8.0)), log=True),
+    "features_accuracy": accuracies("03", *({"method": m} for m in (
+        "baseline", "kd", "fitnet", "at", "ft", "ofd", "reviewkd"))),
+    "relations_accuracy": accuracies("04", *({"method": m} for m in (
+        "baseline", "kd", "rkd", "cc", "crd", "crd_kd"))),
     "online_accuracy": accuracies(
         "05", {"method": "baseline"}, {"method": "ind", "based": "network"}, {"method": "dml"},
-        {"method": "ind"}, {"method": "cl_ilr"}, {"method": "one"}),
+        {"method": "kdcl"}, {"method": "ind"}, {"method": "cl_ilr"}, {"method": "one"}),
+    "online_choices": accuracies(
+        "05", {"method": "ind"}, {"method": "cl_ilr", "alpha": 0.0}, {"method": "cl_ilr"},
+        {"method": "ind", "based": "network"}, {"method": "dml"},
+        {"method": "dml", "T": 1.0, "pairwise": True, "detach": True, "eps": 0.0},
+        *({"method": "kdcl", "form": f} for f in ("naive", "linear", "minlogit", "general"))),
+    "mixed_groups": accuracies("05", *(
+        {"student": "resnet8_w0.5,resnet8", "m": 2, **given} for given in (
+            {"method": "ind", "based": "network"}, {"method": "dml"}))),
     "online_diversity": over_epochs(
         "05", _DIVERSITY, say_diversity,
         *({"method": m} for m in ("ind", "cl_ilr", "one", "okddip"))),
@@ -279,6 +291,9 @@ FIGURES: dict[str, Spec] = {
         "06", {"method": "baseline"}, {"method": "kd"}, {"method": "ind"}, {"method": "okddip"},
         {"method": "ind", "based": "network"}, {"method": "okddip", "based": "network"},
         {"method": "okddip_kd"}),
+    "okddip_choices": accuracies(
+        "06", {"method": "okddip"}, {"method": "okddip", "aggregate": "probs"},
+        {"method": "okddip", "detach": True}, against="first"),
     "okddip_attention": spec(
         "06", [{"method": "okddip"}], tables.attention, pictures.draw_attention, say_attention),
     "okddip_diversity": over_epochs(
@@ -286,6 +301,14 @@ FIGURES: dict[str, Spec] = {
         *({"method": m, "based": "network"} for m in ("ind", "okddip")), {"method": "dml"}),
     "dckd_accuracy": accuracies(
         "07", *({"method": m} for m in ("baseline", "kd", "dckd", "edckd", "ensembled_student"))),
+    "dckd_choices": accuracies(
+        "07", {"method": "dckd"}, {"method": "dckd", "gamma": 0.0},
+        {"method": "dckd", "reverse": False}, {"method": "dckd", "collection": "avg"},
+        against="first"),
+    "teacher_variants": accuracies(
+        "07", {"method": "kd"}, {"method": "dml", "m": 3, "teacher_weight": 1.0},
+        {"method": "okddip_kd", "m": 3, "based": "network"},
+        {"method": "kdcl", "m": 3, "form": "general", "with_teacher": True}, {"method": "dckd"}),
     "dckd_correlation": spec(
         "07", [{"method": "dckd"}], tables.correlation, pictures.draw_correlation, say_correlation),
     "dckd_classmax": Spec(
@@ -316,10 +339,12 @@ FIGURES: dict[str, Spec] = {
         "09", ({"method": m} for m in ("baseline", "kd", "ind", "one", "okddip", "dckd")),
         tables.reliability, pictures.draw_reliability, say_reliability),
     "results": accuracies(
-        "09", {"method": "baseline"}, {"method": "kd"}, {"method": "ind"}, {"method": "cl_ilr"},
-        {"method": "one"}, {"method": "okddip"}, {"method": "ind", "based": "network"},
-        {"method": "dml"}, {"method": "okddip", "based": "network"}, {"method": "okddip_kd"},
-        {"method": "dckd"}, {"method": "edckd"}, {"method": "ensembled_student"}),
+        "09", *({"method": m} for m in (
+            "baseline", "kd", "fitnet", "at", "ft", "ofd", "reviewkd", "rkd", "cc", "crd", "crd_kd",
+            "ind", "cl_ilr", "one", "okddip")),
+        {"method": "ind", "based": "network"}, {"method": "dml"}, {"method": "kdcl"},
+        {"method": "okddip", "based": "network"}, {"method": "okddip_kd"}, {"method": "dckd"},
+        {"method": "edckd"}, {"method": "ensembled_student"}),
 }
 
 

@@ -45,6 +45,11 @@ def main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def quiet() -> bool:
+    """No bars and no live pictures: under papermill, nbval and other processes' helpers."""
+    return os.environ.get("KDKIT_BATCH") == "1" or not main_process()
+
+
 def say(text: str) -> None:
     """One line for a person, on standard error."""
     if main_process():

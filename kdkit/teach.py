@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from IPython.display import HTML, Code, display
 
-from . import plots, store, train
+from . import metrics, plots, store, train
 from .config import Run, preset
 from .store import Record
 
@@ -31,11 +31,20 @@ class Lab:
     def get(self, fresh: bool = False, **fields) -> Record:
         """One finished run; `seed` is the lab's first if not given."""
         run = self.run(**{"seed": self.seeds[0], **fields})
-        return train.get(run, fresh, None if train.quiet() else _Live())
+        return train.get(run, fresh, None if store.quiet() else _Live())
 
     def all(self, **fields) -> list[Record]:
         """The finished runs of all the lab's seeds."""
         return [self.get(**{**fields, "seed": seed}) for seed in self.seeds]
+
+    def gain(self, ours: dict, control: dict) -> str:
+        """How far the deployed student of `ours` (fields of a run) is above that of `control`:
+        the mean over the lab's seeds, paired, and whether its 95 % interval excludes 0."""
+        a, b = ([r.result["top1_deployed"] for r in self.all(**f)] for f in (ours, control))
+        n, mean, half = metrics.paired(a, b)
+        if n == 1:
+            return f"{mean:+.2f} points (one seed: no interval, so nothing is shown)"
+        return f"{mean:+.2f} ± {half:.2f} (n={n}): {'' if abs(mean) > half else 'not '}shown"
 
     def figure(self, name: str) -> pd.DataFrame:
         """Get the runs of a figure, draw it, save it, show it with what it says; its numbers."""
@@ -112,7 +121,7 @@ def predict(question: str, guess: float, unit: str = "points") -> Guess:
         kept = json.loads(path.read_text())
     except (OSError, ValueError):
         kept = {}
-    kept[question] = {"guess": float(guess), "unit": unit, "at": round(time.time())}
+    kept[question] = {"guess": float(guess), "unit": unit, "time": round(time.time())}
     store.write(path, json.dumps(kept, indent=1).encode())
     return Guess(question, float(guess), unit)
 

@@ -5,49 +5,30 @@ kernel can disturb it, and a checkpoint needs no generator's state to go on bit-
 """
 
 import math
-import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm.auto import tqdm
 
-from . import metrics, store
-from .config import Run, seed_of
+from . import machine, metrics, models, store
+from .config import Run, lr_at, seed_of
 from .data import Data, Folders, load
-from .machine import environment, machine, pinned, stoppable
-from .methods import Method, Probe, Step, make, method_class, resolve, source_digest
-from .models import Out, memory_format
+from .machine import Interrupted, cast, full, placed
+from .methods import Method, Probe, Step, make, method_class, resolve, scales, source_digest
+from .models import Out
 
 EVAL_BATCH = 500
+STATEFUL = ("students", "method", "optimizer")
 SPARE = 60  # a checkpoint may cost 1/60 of the time since the last one
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was stopped from outside; it is saved and goes on when asked for again."""
 
 
 class NotFinite(ArithmeticError):
     """A loss term became infinite or not a number; nothing was stored as finished."""
-
-
-def lr_at(run: Run, epoch: int) -> float:
-    """The learning rate during `epoch` (from 0).
-
-    step: divided by 10 from each milestone on (RepDistiller, OKDDip).  sgdr: cosine with warm
-    restarts, one step an epoch, to 0 (Loshchilov and Hutter 2017; torch's scheduler agrees).
-    """
-    if run.schedule == "step":
-        return run.lr * 0.1 ** sum(epoch >= round(m * run.epochs) for m in run.milestones)
-    length, at = max(1, round(run.T_0 * run.epochs)), epoch
-    while at >= length:
-        at, length = at - length, length * run.T_mult
-    return run.lr * (1 + math.cos(math.pi * at / length)) / 2
 
 
 @dataclass
@@ -63,10 +44,12 @@ class Job:
     teacher: Callable[[Tensor, Tensor], Out] | None  # (x, index) -> Out
     optimizer: torch.optim.Optimizer
     forward: Callable[[Tensor], Out]  # the students, perhaps compiled
-    epoch: int = 0
+    pool: Tensor | None = None  # positions to train on; None: all
+    epoch: int = 0  # below 0 in the method's first stage
     step: int = 0  # of the epoch
     seconds: float = 0.0  # of earlier sessions
     resumed_at: int | None = None
+    factors: Tensor | None = None  # of the terms, in this epoch
     sums: dict[str, Tensor] = field(default_factory=dict)  # of this epoch, on the device
     history: list[dict] = field(default_factory=list)
     arrays: dict[str, list] = field(default_factory=dict)
@@ -75,140 +58,126 @@ class Job:
 
     @property
     def steps(self) -> int:
-        return len(self.data.y) // self.run.batch
+        return len(self.data.y if self.pool is None else self.pool) // self.run.batch
 
     @property
     def elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.started
 
 
-def _out(o: Out) -> Out:
-    """Logits and pooled features in full precision; maps stay as autocast left them."""
-    def full(v):
-        return tuple(map(full, v)) if isinstance(v, tuple) else (
-            v.float() if v.dtype == torch.bfloat16 else v)
-    return Out(full(o.logits), o.feats, o.preacts, full(o.pooled))
-
-
-def _folded(net: nn.Module) -> nn.Module:
-    """`net` with each conv -> BN pair of neighbours folded into the convolution, for eval only."""
-    for module in list(net.modules()):
-        children = list(module.named_children())
-        for (name, conv), (name_bn, bn) in zip(children, children[1:], strict=False):
-            if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
-                setattr(module, name, fuse_conv_bn_eval(conv, bn))
-                setattr(module, name_bn, nn.Identity())
-    return net
-
-
-def _to(net: nn.Module, device: torch.device) -> Callable[[Tensor], Out]:
-    """`net` on the device, in the memory format that suits it, which x is brought to as well."""
-    fmt = memory_format(net)
-    net.to(device, memory_format=fmt)
-    return lambda x: net(x.contiguous(memory_format=fmt))
-
-
-def _teacher(run: Run, method: Method, data, device, dtype) -> Callable | None:
-    """The frozen teacher as (x, index) -> Out; its run is found in the store or trained first.
+def _teacher(run: Run, method: Method, data, device,
+             dtype) -> tuple[Callable | None, nn.Module | None]:
+    """The frozen teacher as (x, index) -> Out, and its network; its run is found in the store or
+    trained first.
 
     Where nothing but logits is asked for and images are never changed, they are computed once.
     """
     its_run = method.teacher_run(run)
     if its_run is None:
-        return None
+        return None, None
     if store.find(its_run) is None:
-        store.say(f"{run.method} needs a teacher: training {its_run.student} "
+        what = "training" if its_run.epochs else "testing"
+        store.say(f"{run.method} needs a teacher: {what} {its_run.student} "
                   f"({its_run.method}, seed {its_run.seed}) first")
-    record, logits_only = get(its_run), method.teacher_logits_only
-    net = record.model()
-    if logits_only:
-        x = torch.randn(8, *data.shape, generator=torch.Generator().manual_seed(0))
-        plain = net(x).logits
-        if (_folded(net)(x).logits - plain).abs().max() > 1e-3 * plain.abs().max():
-            net = record.model()  # its convolutions are not followed by their batch norm
-    net = _to(net, device)
+    net, logits_only = get(its_run).model(), method.teacher_logits_only
+    net = machine.faster(net, data.shape) if logits_only else net
+    forward = placed(net, device)
 
     def answer(x: Tensor, index: Tensor | None) -> Out:  # index None: a test image
-        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            o = _out(net(x))
+        with torch.no_grad(), cast(device, dtype):
+            o = full(forward(x))
         return o._replace(logits=o.logits.mean(0)) if o.logits.ndim == 3 else o  # an ensemble
 
     if not (logits_only and run.augment == "none" and isinstance(data, Data)):
-        return answer
+        return answer, net
     chunks = torch.arange(len(data.y), device=device).split(EVAL_BATCH)
     known = torch.cat([answer(data.batch(i, "none", None), i).logits for i in chunks])  # (N, K)
 
     def recall(x: Tensor, index: Tensor | None) -> Out:
         return answer(x, index) if index is None else Out(known[index], (), (), ())
 
-    return recall
+    return recall, net
 
 
 def setup(run: Run) -> Job:
     """Data on the device, teacher, students and the method's own layers, from the run's seed."""
-    device, dtype, _ = machine(run)
+    device, dtype, _ = machine.chosen(run)
     data = load(run.data, device, run.n_train)
-    if run.batch > len(data.y):
-        raise ValueError(f"batch={run.batch}: {run.data} has {len(data.y)} training images here")
     method = make(run)
-    teacher = _teacher(run, method, data, device, dtype)
+    teacher, its_net = _teacher(run, method, data, device, dtype)
     torch.manual_seed(seed_of(run.seed, "init"))
     net = store.students(run, data.shape, data.classes).eval()  # the probe changes no statistics
+    if run.pretrained:
+        for student in getattr(net, "nets", [net]):
+            student.load_state_dict(models.pretrained(run.student))
     index = torch.arange(2, device=device)
     x = data.batch(index, "none", torch.Generator())
-    forward = _to(torch.compile(net) if run.compile else net, device)
+    forward = placed(torch.compile(net) if run.compile else net, device)
     with torch.no_grad():
         t = teacher(x, index) if teacher else None
-        method.build(Probe(_out(forward(x)), t, data.classes, data.y))
+        method.build(Probe(full(forward(x)), t, data.classes, data.y, its_net))
     method.to(device)
     wanted = [*net.parameters(), *method.parameters()]
     optimizer = torch.optim.SGD(wanted, run.lr, run.momentum, weight_decay=run.weight_decay,
                                 nesterov=run.nesterov and run.momentum > 0, fused=True)
-    return Job(run, data, device, dtype, method, net, teacher, optimizer, forward)
+    held = method.held_out(data.y)
+    pool = None if held is None else torch.ones_like(data.y).index_fill_(0, held, 0).nonzero()[:, 0]
+    job = Job(run, data, device, dtype, method, net, teacher, optimizer, forward, pool,
+              -method.first_epochs(run.epochs))
+    if run.epochs and not job.steps:
+        have = len(data.y if pool is None else pool)
+        raise ValueError(f"batch={run.batch}: {run.data} has {have} training images here")
+    return job
 
 
-def train_step(job: Job, x: Tensor, y: Tensor, index: Tensor, weights: Tensor | None = None):
+def train_step(job: Job, x: Tensor, y: Tensor, index: Tensor):
     """One optimiser step; returns (unweighted terms by name, students' logits). No sync here."""
     run = job.run
     draw = seed_of(run.seed, "step", job.epoch, job.step)
     torch.manual_seed(draw)  # dropout, if a network has any
-    with torch.autocast(job.device.type, job.dtype, enabled=job.dtype != torch.float32):
-        s = _out(job.forward(x))
     t = job.teacher(x, index) if job.teacher else None
     at = Step(index, job.epoch, run.epochs, torch.Generator().manual_seed(draw))
     job.method.watch()  # what an earlier step watched is not this one's
-    terms = job.method.terms(s, y, t, at)
+    if job.epoch < 0:
+        z, terms = None, job.method.first_terms(t, y, at)
+    else:
+        if job.method.views and run.augment != "none":
+            own = [torch.Generator().manual_seed(seed_of(draw, k))
+                   for k in range(1, job.method.peers())]
+            x = torch.stack([x, *(job.data.batch(index, run.augment, g) for g in own)])
+        with cast(job.device, job.dtype):
+            s = full(job.forward(x))
+        z, terms = s.logits.detach(), job.method.terms(s, y, t, at)
     values = torch.stack(list(terms.values()))
-    loss = values @ (term_weights(job, terms) if weights is None else weights)
+    if job.factors is None:  # they hold for the epoch: no transfer in the step
+        job.factors = torch.tensor(scales(job.method, terms, job.epoch, run.epochs),
+                                   device=job.device)
+    loss = values @ job.factors
     job.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     job.optimizer.step()
-    return dict(zip(terms, values.detach(), strict=True)), s.logits.detach()
-
-
-def term_weights(job: Job, terms) -> Tensor:
-    """The weight of each term in this epoch: the method's weights times its ramp-up."""
-    w, ramp = job.method.weights(), job.method.ramp(job.epoch, job.run.epochs)
-    if set(w) != set(terms) or (job.method.ramped and not set(job.method.ramped) & set(w)):
-        raise ValueError(f"{job.method.title}: terms() gives {sorted(terms)}, weights() names "
-                         f"{sorted(w)}, ramped {sorted(job.method.ramped)}: they must agree")
-    return torch.tensor([w[k] * (ramp if k in job.method.ramped else 1) for k in terms],
-                        device=job.device)
+    return dict(zip(terms, values.detach(), strict=True)), z
 
 
 def train_epoch(job: Job, stop: threading.Event, bar: tqdm) -> None:
     """The rest of the epoch from job.step on, checkpoints included; sums stay on the device."""
-    run, weights = job.run, None
+    run, job.factors = job.run, None
     for group in job.optimizer.param_groups:
-        group["lr"] = lr_at(run, job.epoch)
+        group["lr"] = lr_at(run, job.epoch) if job.epoch >= 0 else job.method.first_lr(run)
+    if job.pool is not None and job.epoch > 0 and job.step == 0:
+        held = job.method.held_out(job.data.y)
+        x = {i: job.data.batch(i, "none", torch.Generator()) for i in held.split(EVAL_BATCH)}
+        t = torch.cat([job.teacher(v, i).logits for i, v in x.items()]) if job.teacher else None
+        job.method.refresh(answers(job, x.values()), job.data.y[held], t)
     job.students.train()
     job.method.train()
     order = torch.Generator().manual_seed(seed_of(run.seed, "data", job.epoch))
-    for x, y, index in job.data.batches(True, run.batch, run.augment, order, job.step):
-        terms, z = train_step(job, x, y, index, weights)
-        weights = term_weights(job, terms) if weights is None else weights
-        right = (z.reshape(-1, *z.shape[-2:]).argmax(-1) == y).float().mean(-1)  # (m,)
-        seen = {f"term.{k}": v for k, v in terms.items()} | {"right": right}
+    for x, y, index in job.data.batches(True, run.batch, run.augment, order, job.step,
+                                          job.pool):
+        terms, z = train_step(job, x, y, index)
+        seen = {f"term.{k}": v for k, v in terms.items()}
+        if z is not None:  # (m,)
+            seen["right"] = (z.reshape(-1, *z.shape[-2:]).argmax(-1) == y).float().mean(-1)
         seen |= {f"seen.{k}": v for k, v in getattr(job.method, "seen", {}).items()}
         for k, v in seen.items():
             if k.startswith("term."):  # the first step at which it was not finite, without a sync
@@ -239,18 +208,24 @@ def check_finite(job: Job) -> None:
 
 
 @torch.no_grad()
+def answers(job: Job, batches: Iterable[Tensor]) -> Tensor:
+    """The students' logits for batches of images, in eval mode: (m, N, K) float32."""
+    job.students.eval()
+    parts = []
+    for x in batches:
+        with cast(job.device, job.dtype):
+            z = job.forward(x).logits.float()
+        parts.append(z.reshape(-1, *z.shape[-2:]))
+    return torch.cat(parts, 1)
+
+
 def predict(job: Job, subset: Tensor | None = None) -> np.ndarray:
     """The students' logits for the test images, or some of them: (m, N, K) float32.
 
     Raises NotFinite if they are not, or do not fit in half precision, in which they are stored.
     """
-    job.students.eval()
-    parts = []
-    for x, _, _ in job.data.batches(False, EVAL_BATCH, "none", None, subset=subset):
-        with torch.autocast(job.device.type, job.dtype, enabled=job.dtype != torch.float32):
-            z = job.forward(x).logits.float()
-        parts.append(z.reshape(-1, *z.shape[-2:]))
-    z = torch.cat(parts, 1).cpu().numpy()
+    batches = job.data.batches(False, EVAL_BATCH, "none", None, subset=subset)
+    z = answers(job, (x for x, _, _ in batches)).cpu().numpy()
     if not np.abs(z).max() < np.finfo(np.float16).max:  # so written, it holds for nan as well
         raise not_finite(job, "the students' test logits are", job.step)
     return z
@@ -259,13 +234,16 @@ def predict(job: Job, subset: Tensor | None = None) -> np.ndarray:
 def end_epoch(job: Job) -> None:
     """Probe, history row, per-epoch arrays."""
     check_finite(job)
+    if job.epoch < 0:  # of the first stage no row is kept
+        job.epoch, job.step, job.sums = job.epoch + 1, 0, {}
+        return
     run, m = job.run, job.method.peers()
     n, sums = job.step, {k: v.cpu() for k, v in job.sums.items()}
     probe = job.data.probe()
     z, y = predict(job, probe), job.data.y_test[probe].cpu().numpy()
     row = {
-        "epoch": job.epoch, "lr": lr_at(run, job.epoch), "ramp": job.method.ramp(job.epoch,
-                                                                                  run.epochs),
+        "epoch": job.epoch, "lr": lr_at(run, job.epoch),
+        "ramp": job.method.ramp(job.epoch, run.epochs),
         "terms": {k[5:]: float(v) / n for k, v in sums.items() if k.startswith("term.")},
         "train_top1": (100 * sums["right"] / n).tolist(),
         "probe_top1": (100 * metrics.top(z, y)).tolist(),
@@ -284,17 +262,22 @@ def end_epoch(job: Job) -> None:
     job.epoch, job.step, job.sums = job.epoch + 1, 0, {}
 
 
+def signature(job: Job) -> list:
+    """What a checkpoint must agree in with the code that goes on from it."""
+    shapes = [[k, list(v.shape)] for part in (job.students, job.method)
+              for k, v in part.state_dict().items()]
+    return [source_digest(type(job.method)), str(job.dtype), shapes]
+
+
 def save_checkpoint(job: Job) -> None:
     """All that a bit-equal continuation needs; written whole, at most 1/SPARE of the time."""
     check_finite(job)
     began = time.monotonic()
     arrays = {k: torch.from_numpy(np.stack(v)) for k, v in job.arrays.items()}
     store.write_checkpoint(job.run, {
-        "code": source_digest(type(job.method)), "dtype": str(job.dtype), "epoch": job.epoch,
-        "step": job.step, "seconds": job.elapsed, "history": job.history, "arrays": arrays,
-        "sums": job.sums, "students": job.students.state_dict(),
-        "method": job.method.state_dict(), "optimizer": job.optimizer.state_dict(),
-    })
+        "fits": signature(job), "epoch": job.epoch, "step": job.step, "seconds": job.elapsed,
+        "history": job.history, "arrays": arrays, "sums": job.sums,
+        **{k: getattr(job, k).state_dict() for k in STATEFUL}})
     job.next_save = time.monotonic() + max(1.0, SPARE * (time.monotonic() - began))
 
 
@@ -303,12 +286,11 @@ def resume(job: Job) -> None:
     state = store.read_checkpoint(job.run)
     if state is None:
         return
-    if (state["code"], state["dtype"]) != (source_digest(type(job.method)), str(job.dtype)):
+    if state.get("fits") != signature(job):
         store.say("a checkpoint of other code or precision was found: training from the start")
         return
-    job.students.load_state_dict(state["students"])
-    job.method.load_state_dict(state["method"])
-    job.optimizer.load_state_dict(state["optimizer"])
+    for k in STATEFUL:
+        getattr(job, k).load_state_dict(state[k])
     job.epoch = job.resumed_at = state["epoch"]
     job.step, job.seconds, job.history = state["step"], state["seconds"], state["history"]
     job.sums = {k: v.to(job.device) for k, v in state["sums"].items()}
@@ -329,12 +311,13 @@ def finish(job: Job) -> store.Record:
     y, method = job.data.y_test.cpu().numpy(), job.method
     logits, z, t = store.packed(z, t, y)
     result = metrics.report(z, y, method.peers(), method.deployed(job.run.seed), t)
-    best = max(job.history, key=lambda row: np.mean(row["probe_top1"]))
-    result["best_probe"] = {"epoch": best["epoch"], "top1": best["probe_top1"]}
+    if job.history:
+        best = max(job.history, key=lambda row: np.mean(row["probe_top1"]))
+        result["best_probe"] = {"epoch": best["epoch"], "top1": best["probe_top1"]}
     meta = {
         "method": job.method.title, "shape": list(job.data.shape), "classes": job.data.classes,
         "class_names": list(job.data.class_names), "teacher": its_run and store.run_id(its_run),
-        "environment": environment(job.device, job.dtype), "seconds": round(job.elapsed, 2),
+        "environment": machine.environment(job.device, job.dtype), "seconds": round(job.elapsed, 2),
         "resumed_at": job.resumed_at, "history": job.history, "result": result,
     }
     arrays = {k: np.stack(v) for k, v in job.arrays.items()}
@@ -343,29 +326,28 @@ def finish(job: Job) -> store.Record:
     return store.save(job.run, meta, weights, {"history.npz": arrays, "test_logits.npz": logits})
 
 
-def quiet() -> bool:
-    """No bars and no live pictures: under papermill, nbval and other processes' helpers."""
-    return os.environ.get("KDKIT_BATCH") == "1" or not store.main_process()
-
-
 def fit(run: Run, on_epoch: Callable[[Job], None] | None = None) -> store.Record:
     """Train a run from its checkpoint or its start and store it.
 
     on_epoch: called after each epoch. Raises Interrupted (saved), NotFinite, ValueError.
     """
     run = resolve(run)
-    with pinned(run), stoppable() as stop:
+    with machine.pinned(run), machine.stoppable() as stop:
         job = setup(run)
         resume(job)
         job.started, job.next_save = time.monotonic(), time.monotonic() + 1
         title = f"{job.method.title} seed {run.seed}"
         if job.resumed_at is not None:
             store.say(f"{title}: going on from epoch {job.epoch}, step {job.step}")
-        with tqdm(total=run.epochs * job.steps, initial=job.epoch * job.steps + job.step,
-                  desc=title, unit="step", disable=quiet(), leave=False) as bar:
+        first = job.method.first_epochs(run.epochs)
+        with tqdm(total=(first + run.epochs) * job.steps, desc=title, unit="step",
+                  initial=(first + job.epoch) * job.steps + job.step, disable=store.quiet(),
+                  leave=False) as bar:
             while job.epoch < run.epochs:
                 train_epoch(job, stop, bar)
                 end_epoch(job)
+                if not job.history:  # the first stage
+                    continue
                 row = job.history[-1]
                 bar.set_postfix(loss=f"{sum(row['terms'].values()):.2f}",
                                 top1=f"{np.mean(row['probe_top1']):.1f}")

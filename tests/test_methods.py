@@ -51,12 +51,30 @@ def all_of(names, table):
 REACH = {
     "baseline": {(): {"ce": "s0"}},
     "kd": {(): {"ce": "s0", "kd": "s0"}},
+    "fitnet": {(): {"ce": "s0", "hint": "s0 regressor"}},
+    "at": {(): {"ce": "s0", "attention": "s0"}},
+    "ft": {(): {"ce": "s0", "factor": "s0 translator"}},  # the paraphraser has had its stage
+    "reviewkd": {
+        (): {"ce": "s0", "review": "s0 abfs"},
+        (("preact", True),): {"ce": "s0", "review": "s0 abfs"},
+    },
+    "ofd": {(): {"ce": "s0", "maps": "s0 connectors"}},
+    "rkd": {(): {"ce": "s0", "distance": "s0", "angle": "s0"}},
+    "cc": {(): {"ce": "s0", "correlation": "s0 E_s E_t"}},
+    "crd": {(): {"ce": "s0", "contrast": "s0 E_s E_t"}},
+    "crd_kd": {(): {"ce": "s0", "contrast": "s0 E_s E_t", "teacher": "s0"}},
     "ensembled_student": {(): {"ce": "s0", "kd": "s0"}},
     "ind": {
         (): {"ce": "trunk s0 s1 s2"},
         (("based", "network"),): {"ce": "s0 s1 s2"},
     },
     "dml": {(): {"ce": "s0 s1 s2", "mutual": "s0 s1 s2"}},
+    "kdcl": {
+        (): {"ce": "s0 s1 s2", "target": "s0 s1 s2"},
+        (("form", "naive"),): {"ce": "s0 s1 s2", "target": "s0 s1 s2"},
+        (("form", "linear"),): {"ce": "s0 s1 s2", "target": "s0 s1 s2"},
+        (("form", "general"), ("with_teacher", True)): {"ce": "s0 s1 s2", "target": "s0 s1 s2"},
+    },
     "cl_ilr": {(): {"ce": "trunk s0 s1 s2", "mutual": "trunk s0 s1 s2"}},
     "one": {
         (): {"ce": "trunk s0 s1 s2", "ce_ensemble": "trunk s0 s1 s2 fc bn",
@@ -103,7 +121,7 @@ def world(method):
         parts["trunk"] = torch.nn.ModuleList(nets[0].parts[:split])
     x, y = torch.randn(8, 1, 12, 12), torch.arange(8) % 5
     s, t = students(x), teacher(x) if method.needs_teacher else None
-    method.build(Probe(s, t, 5, y))
+    method.build(Probe(s, t, 5, y, teacher))
     parts |= dict(method.named_children())
     step = Step(torch.arange(8), 0, 1, torch.Generator().manual_seed(0))
     return parts, teacher, method.terms(s, y, t, step)
@@ -139,6 +157,10 @@ def test_every_method_is_in_the_table():
 
 SHAPE = {  # group of the defaults, peers, student deployed under seed 0
     "baseline": ("single", 1, 1, 0), "kd": ("single", 1, 1, 0),
+    "fitnet": ("single", 1, 1, 0), "at": ("single", 1, 1, 0), "ft": ("single", 1, 1, 0),
+    "reviewkd": ("single", 1, 1, 0), "ofd": ("single", 1, 1, 0),
+    "rkd": ("single", 1, 1, 0), "cc": ("single", 1, 1, 0), "crd": ("single", 1, 1, 0),
+    "crd_kd": ("single", 1, 1, 0), "kdcl": ("network", 4, 4, None),
     "ensembled_student": ("single", 1, 1, 0), "ind": ("branch", 4, 4, None),
     "dml": ("network", 4, 4, None), "cl_ilr": ("branch", 4, 4, None),
     "one": ("branch", 4, 4, None), "okddip": ("branch", 4, 3, 3), "okddip_kd": ("branch", 4, 3, 3),
@@ -195,7 +217,7 @@ def test_unknown_field_is_refused(name):
     assert all(key in message for key in fields(cls)) and name in message
 
 
-BAD = {float: [math.nan, math.inf, -math.inf, "warm", None, -1], int: [1, 0, 2.5, "two", None],
+BAD = {float: [math.nan, math.inf, -math.inf, "warm", None, -1], int: [-1, 2.5, "two", None],
        bool: ["maybe", 2, None], "choice": ["nonsense", None, 1]}
 EVERY = [(name, key) for name in OURS for key in fields(method_class(name))]
 
@@ -214,6 +236,8 @@ def test_bad_value_is_refused(name, key):
     values = list(BAD[kind])
     if bound == (">", 0):
         values += [0, 0.0]
+    if kind is int:
+        values += range(bound[1])  # all that is below the least allowed
     for value in values:
         with pytest.raises(ValueError) as error:
             cls(**{key: value})
@@ -415,26 +439,26 @@ def test_size_of_classes():
 
 
 # What each module of kdkit may import, from the bottom up; plots never imports train.
-BELOW = "config losses models files metrics data methods papers store"
+BELOW = "config losses models files metrics data methods store"
 ARROWS = {
     "config": "", "losses": "", "files": "", "metrics": "",
-    "machine": "config",
+    "machine": "config models",
     "models": "config",
     "data": "config losses models files",
-    "methods": "config losses models",
-    "papers": "config methods",
+    "methods": "config losses models data",
+    "papers": "config methods metrics store tables",
     "store": "config losses models files metrics data methods",
     "train": "config losses machine models files metrics data methods store",
     "tables": BELOW,
     "pictures": f"{BELOW} tables",
     "plots": f"{BELOW} tables pictures",
     "teach": f"{BELOW} train plots",
-    "widgets": f"{BELOW} train plots teach",
+    "widgets": f"{BELOW} papers train plots teach",
     "batch": f"{BELOW} machine train plots",
-    "cli": f"{BELOW} machine train plots batch",
+    "cli": f"{BELOW} papers machine train plots batch",
     "assets": "data files",  # the script that made the lesson's data
     "__main__": "cli",
-    "__init__": f"{BELOW} train plots widgets teach",
+    "__init__": f"{BELOW} papers machine train plots widgets teach",
 }
 
 

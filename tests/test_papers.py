@@ -214,7 +214,8 @@ def test_names_are_known():
 
 def test_params_are_method_fields():
     allowed = {"ind": {"m", "based"}, "dml": {"m", "teacher_weight"}, "cl_ilr": {"m"}, "one": {"m"},
-               "okddip": {"m", "based", "attention", "two_level"}, "kdcl": {"m", "form"},
+               "okddip": {"m", "based", "attention", "two_level"},
+               "kdcl": {"m", "form", "with_teacher"},
                "okddip_kd": {"m", "based", "two_level"}, "dckd": {"m", "collection", "reverse"},
                "edckd": {"m"}}
     for r in raw():
@@ -306,10 +307,10 @@ def test_an_ensemble_worse_than_its_students_is_noted():
 
 def test_choices_of_the_kit_are_marked():
     for part in ("okddip:3", "dckd:4", "dckd:7", "dckd:5:KDCL", "dckd:5:ONE"):
-        assert cells(part)["note"].str.contains("[U]", regex=False).all(), part
+        assert cells(part)["note"].str.contains("(choice)", regex=False).all(), part
     for part in ("okddip:7", "okddip:8"):
         ours = cells(part)
-        assert ours[ours["method"] == "baseline"]["note"].str.contains("4 [U]", regex=False).all()
+        assert ours[ours["method"] == "baseline"]["note"].str.contains("4 (choice)", regex=False).all()
 
 
 def test_selection_narrows_and_ignores_case():

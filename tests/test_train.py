@@ -535,7 +535,7 @@ def test_a_folded_network_answers_the_same():
         net.train()(x)  # statistics that are not 0 and 1
         plain = net.eval()(x).logits
         assert any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
-        folded = train._folded(net)
+        folded = machine.folded(net)
         assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
         torch.testing.assert_close(folded(x).logits, plain, rtol=1e-3, atol=1e-4)
 
@@ -610,3 +610,162 @@ def test_okddip_trains_without_its_second_level(runs):
     """Its ramp-up names the leader's term as well, which is then not there."""
     record = train.get(tiny(method="okddip", two_level=False))
     assert set(record.history[0]["terms"]) == {"ce", "peers"} and len(record.result["top1"]) == 4
+
+
+# ---- what only some methods ask of the loop ----
+
+
+class TwoStages(Method):
+    """A layer that the first stage alone trains; the run then leaves it as it is."""
+
+    name, title = "two_stages", "Two stages"
+    needs_teacher, teacher_logits_only = True, False
+
+    def build(self, probe):
+        assert isinstance(probe.teacher, nn.Module) and len(probe.t.feats) == 4
+        self.own = nn.Linear(probe.t.pooled.shape[-1], probe.t.pooled.shape[-1])
+
+    def first_epochs(self, epochs):
+        return epochs // 2
+
+    def first_lr(self, run):
+        return 0.01
+
+    def first_terms(self, t, y, step):
+        assert step.epoch < 0
+        return {"rebuild": (self.own(t.pooled) - t.pooled).square().mean()}
+
+    def terms(self, s, y, t, step):
+        assert step.epoch >= 0
+        return {"ce": ce(s.logits, y)}
+
+
+class Views(Method):
+    """Looks at what each student sees, and at held-out images."""
+
+    name, title = "views", "Views"
+    views = True
+    m: int = 3
+
+    def build(self, probe):
+        self.register_buffer("w", torch.full((self.m,), 1 / self.m))
+
+    def held_out(self, labels):
+        return data.interleave(labels)[:30]
+
+    def refresh(self, z, y, t):
+        assert t is None
+        self.w.copy_((z.argmax(-1) == y).float().mean(-1))
+
+    def terms(self, s, y, t, step):
+        self.indices = {*getattr(self, "indices", ()), *step.index.tolist()}
+        return {"ce": (self.w * ce(s.logits, y)).sum()}
+
+
+@pytest.fixture
+def special(monkeypatch):
+    """The two classes above, registered for one test; ids then hash their source."""
+    registry = {c.name: c for c in (TwoStages, Views)}
+    monkeypatch.setattr(base, "_REGISTRY", base._REGISTRY | registry)
+
+
+base._REGISTRY.pop("two_stages"), base._REGISTRY.pop("views")  # other tests ask for all methods
+
+
+@pytest.mark.parametrize("at", [1, STEPS, STEPS + 1, 2 * STEPS, 3 * STEPS])
+def test_a_first_stage_goes_on_bit_equally(special, runs, shared, monkeypatch, at):
+    monkeypatch.setenv("KDKIT_RUNS", str(shared))
+    run = tiny("two_stages", epochs=2)
+    whole = train.get(run)
+    step, count = train.train_step, 0
+
+    def stop(job, *args):
+        nonlocal count
+        count += job.run.method == "two_stages"
+        if count == at:
+            signal.raise_signal(signal.SIGTERM)
+        return step(job, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(train.Interrupted):
+        patch.setattr(train, "train_step", stop)
+        train.get(run, fresh=True)
+    assert kept(train.get(run, fresh=True)) == kept(whole)
+    assert len(whole.history) == 2
+
+
+def test_a_first_stage_trains_its_own_layers_alone(special, runs):
+    job = train.setup(resolve(tiny("two_stages", epochs=4)))
+    before = {k: v.clone() for k, v in job.students.state_dict().items()}
+    own, stop = job.method.own.weight.clone(), threading.Event()
+    assert job.epoch == -2
+    with train.tqdm(disable=True) as bar:
+        train.train_epoch(job, stop, bar)
+        assert job.optimizer.param_groups[0]["lr"] == 0.01
+        assert all(torch.equal(v, before[k]) for k, v in job.students.state_dict().items())
+        assert not torch.equal(job.method.own.weight, own)
+        train.end_epoch(job)
+        assert job.epoch == -1 and job.history == []
+        job.epoch, own = 0, job.method.own.weight.clone()
+        train.train_epoch(job, stop, bar)
+    assert torch.equal(job.method.own.weight, own)
+    assert not torch.equal(job.students.fc.weight, before["fc.weight"])
+
+
+def test_each_student_sees_a_view_of_its_own(special, runs, monkeypatch):
+    for augment, apart in (("crop_flip", True), ("none", False)):
+        job, seen = train.setup(resolve(tiny("views", augment=augment))), []
+        forward = job.forward
+        monkeypatch.setattr(job, "forward", lambda x, f=forward, s=seen: s.append(x) or f(x))
+        x, y, index = next(job.data.batches(True, 10, augment, torch.Generator().manual_seed(0)))
+        train.train_step(job, x, y, index)
+        views = seen[0] if apart else [seen[0]] * 3
+        assert torch.equal(views[0], x) and len(views) == 3
+        assert all(torch.equal(views[a], views[b]) != apart for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_held_out_images_are_shown_but_not_trained_on(special, runs):
+    run = tiny("views", batch=10)
+    job = train.setup(resolve(run))
+    held = set(job.method.held_out(job.data.y).tolist())
+    assert job.steps == 7 and not held & set(job.pool.tolist()) and len(job.pool) == 70
+    stop = threading.Event()
+    with train.tqdm(disable=True) as bar:
+        train.train_epoch(job, stop, bar)
+        assert job.method.w.tolist() == pytest.approx([1 / 3] * 3)  # nothing was shown before
+        train.end_epoch(job)
+        train.train_epoch(job, stop, bar)
+    assert job.method.indices <= set(job.pool.tolist()) and len(job.method.indices) == 70
+    assert job.method.w.tolist() != pytest.approx([1 / 3] * 3)
+    with pytest.raises(ValueError, match="batch=71: lesson has 70 training images here"):
+        train.get(tiny("views", batch=71))
+    whole = kept(train.get(run))
+    stopped(run, 10, fresh=True)
+    assert kept(train.get(run, fresh=True)) == whole
+
+
+def test_a_teachers_own_learning_rate(runs):
+    run = tiny("kd", teacher_lr=0.02)
+    assert make(run).teacher_run(run).lr == 0.02
+    assert make(run).teacher_run(run.but(teacher_lr=0)).lr == run.lr
+    assert store.run_id(run) != store.run_id(tiny("kd"))
+    assert store.run_id(tiny("kd", teacher_lr=run.lr)) == store.run_id(tiny("kd"))
+    assert store.run_id(tiny(teacher_lr=0.02)) == store.run_id(tiny())
+
+
+def test_a_teacher_as_it_was_published(runs, monkeypatch):
+    """Weights that come from outside are a run of no epochs: tested, stored, never trained."""
+    net = models.build(NET, 1, 10)
+    monkeypatch.setattr(models, "pretrained", lambda name: net.state_dict(), raising=False)
+    run = tiny("kd", teacher_pretrained=True)
+    its_run = make(run).teacher_run(run)
+    assert its_run.epochs == 0 and its_run.pretrained
+    record = train.get(run)
+    teacher = train.get(its_run)
+    assert record.meta["teacher"] == teacher.id and teacher.history == []
+    stored = teacher.model().state_dict()
+    assert all(torch.equal(v, stored[k]) for k, v in net.state_dict().items())
+    assert store.run_id(its_run.but(lr=0.5, batch=7)) == teacher.id  # nothing else acts
+    with pytest.raises(ValueError, match="epochs=0: must be at least 1"):
+        tiny(epochs=0)
+    fine = train.get(tiny(pretrained=True, epochs=1))
+    assert fine.meta["weights_sha256"] != teacher.meta["weights_sha256"]

@@ -39,9 +39,47 @@ class Probe(NamedTuple):
     t: Out | None
     K: int  # classes
     labels: Tensor  # (N,) of the training set
+    teacher: nn.Module | None = None  # its network
 
 
-class Method(nn.Module):
+class Hooks(nn.Module):
+    """What only some methods ask of the loop."""
+
+    ramped: ClassVar[tuple[str, ...]] = ()  # terms under the ramp-up
+    views: ClassVar[bool] = False  # does each student see an augmentation of its own?
+    presets: ClassVar[dict[str, dict]] = {}  # what a preset changes in this method's fields
+    pairs: ClassVar[dict[tuple[str, str], dict]] = {}  # what (teacher, student) changes in them
+
+    def at_split(self, f: Tensor) -> Tensor:
+        """The trunk's last map, as branches take it."""
+        return f
+
+    def ramp(self, epoch: int, epochs: int) -> float:
+        """OKDDip's ramp-up where the method has a field `rampup` (a fraction of the epochs)."""
+        return rampup(epoch, getattr(self, "rampup", 0.0) * epochs)
+
+    def first_epochs(self, epochs: int) -> int:
+        """Epochs of a stage before the run, which trains layers of the method's own."""
+        return 0
+
+    def first_lr(self, run: Run) -> float:
+        """The learning rate of that stage."""
+        return run.lr
+
+    def first_terms(self, t: Out, y: Tensor, step: Step) -> dict[str, Tensor]:
+        """The loss terms of that stage, of weight 1; step.epoch is negative in it."""
+        raise TypeError(f"{type(self).__name__} has no first_terms()")
+
+    def held_out(self, labels: Tensor) -> Tensor | None:
+        """Positions (n,) of training images that are not trained on, but shown to `refresh`."""
+        return None
+
+    def refresh(self, z: Tensor, y: Tensor, t: Tensor | None) -> None:
+        """Before each epoch but the first: the students' logits (m, n, K) of those images, their
+        classes (n,) and the teacher's logits (n, K)."""
+
+
+class Method(Hooks):
     """Base of all methods. A subclass with a `name` is registered when it is defined.
 
     Annotated class attributes are its hyperparameters; `terms` gives *unweighted* loss terms,
@@ -54,8 +92,6 @@ class Method(nn.Module):
     teaches: ClassVar[bool] = False  # the method that trains plain teachers
     needs_teacher: ClassVar[bool] = False
     teacher_logits_only: ClassVar[bool] = True  # may the teacher be folded, or cached as logits?
-    ramped: ClassVar[tuple[str, ...]] = ()  # terms under the ramp-up
-    presets: ClassVar[dict[str, dict]] = {}  # what a preset changes in this method's fields
 
     def __init_subclass__(cls, **kw):
         super().__init_subclass__(**kw)
@@ -91,22 +127,16 @@ class Method(nn.Module):
         if not self.needs_teacher:
             return None
         plain = next(c.name for c in _REGISTRY.values() if c.teaches)
-        return replace(run, method=plain, student=run.teacher, seed=run.teacher_seed, params=())
+        epochs = 0 if run.teacher_pretrained else run.epochs
+        return replace(run, method=plain, student=run.teacher, seed=run.teacher_seed, params=(),
+                       lr=run.teacher_lr or run.lr, epochs=epochs, pretrained=not epochs)
 
     def build(self, probe: Probe) -> None:
         """Make the method's own layers from a probe batch."""
 
-    def at_split(self, f: Tensor) -> Tensor:
-        """The trunk's last map, as branches take it."""
-        return f
-
     def weights(self) -> dict[str, float]:
         """The weight of each term before the ramp-up."""
         return {"ce": 1.0}
-
-    def ramp(self, epoch: int, epochs: int) -> float:
-        """OKDDip's ramp-up where the method has a field `rampup` (a fraction of the epochs)."""
-        return rampup(epoch, getattr(self, "rampup", 0.0) * epochs)
 
     def terms(self, s: Out, y: Tensor, t: Out | None, step: Step) -> dict[str, Tensor]:
         """Named scalar terms for one batch. s: the students' Out, y: (B,), t: the teacher's."""
@@ -154,22 +184,43 @@ def _checked(key: str, value: Any, kind: Any) -> Any:
 
 
 def make(run: Run) -> Method:
-    """The method of `run`, with its preset's fields and then the run's own."""
+    """The method of `run`, with its preset's and networks' fields and then the run's own."""
     cls = method_class(run.method)
-    return cls(**(cls.presets.get(run.preset, {}) | dict(run.params)))
+    return cls(**(implied(cls, run) | dict(run.params)))
+
+
+def implied(cls: type[Method], run: Run) -> dict:
+    """The fields that the run's preset and its two networks change in the method."""
+    return cls.presets.get(run.preset, {}) | cls.pairs.get((run.teacher, run.student), {})
+
+
+def scales(method: Method, terms: dict, epoch: int, epochs: int) -> list[float]:
+    """The factor of each term in an epoch: its weight, times the ramp-up where it has one."""
+    if epoch < 0:
+        return [1.0] * len(terms)
+    w, ramp = method.weights(), method.ramp(epoch, epochs)
+    if set(w) != set(terms) or (method.ramped and not set(method.ramped) & set(w)):
+        raise ValueError(f"{method.title}: terms() gives {sorted(terms)}, weights() names "
+                         f"{sorted(w)}, ramped {sorted(method.ramped)}: they must agree")
+    return [w[k] * (ramp if k in method.ramped else 1.0) for k in terms]
 
 
 def resolve(run: Run) -> Run:
     """`run` with everything named that its preset and method imply, and nothing that has no
     effect: two runs with one result are then equal but for `preset`. ValueError on bad fields."""
+    if not run.epochs:  # nothing is trained, so nothing else acts
+        run = Run(method=run.method, student=run.student, data=run.data, preset=run.preset,
+                  precision=run.precision, threads=run.threads, pretrained=True, epochs=0)
     method = make(run)
-    preset = method.presets.get(run.preset, {})  # what it sets must be named, or it acts again
+    named = implied(type(method), run)  # what it sets must be named, or it acts again
     params = {k: getattr(method, k) for k, (_, start) in fields(type(method)).items()
-              if getattr(method, k) != start or k in preset}
+              if getattr(method, k) != start or k in named}
     changes = dict(method=type(method).name, params=tuple(sorted(params.items())))
     start = Run()
     if method.teacher_run(run) is None:
-        changes |= dict(teacher="", teacher_seed=0)
+        changes |= dict(teacher="", teacher_seed=0, teacher_lr=0.0, teacher_pretrained=False)
+    elif run.teacher_lr == run.lr:
+        changes |= dict(teacher_lr=0.0)
     if run.schedule == "step":
         changes |= dict(T_0=start.T_0, T_mult=start.T_mult)
     else:

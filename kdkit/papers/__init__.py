@@ -3,8 +3,9 @@
 Sources: `okddip`, Chen et al., "Online Knowledge Distillation with Diverse Peers", AAAI 2020,
 arXiv 1912.00350; `dckd`, Seo et al., "Deep Collective Knowledge Distillation", 2023,
 arXiv 2304.08878. The numbers are as printed, and `note` says where the papers contradict
-themselves (CONTRADICTION), are hard to believe (DOUBTFUL) or leave a choice to this kit ([U]).
-A curve has no published number: none is read off a picture.
+themselves (CONTRADICTION), are hard to believe (DOUBTFUL) or leave something open, which this kit
+settles, marked "(choice)". A curve has no published number: none is read off a picture. `runs`
+turns a row into its runs.
 """
 
 from functools import cache

@@ -1,0 +1,162 @@
+"""From a row of the papers' tables to the runs behind it, and from finished runs to its numbers.
+
+A run is its paper's preset (config.py) with the row's method, networks, data and fields; what
+differs on ImageNet, with DCKD's small networks and in its shorter schedules stands in `recipe`.
+What neither text says is in `choices.csv` (of the recipes), in the rows' notes and in the methods'
+docstrings, each with its reason and marked "(choice)".
+"""
+
+import csv
+import textwrap
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import metrics, store, tables
+from ..config import PRESETS, Run
+from ..methods import make, method_class, source_digest
+from ..store import Record
+from . import LEVELS, cells
+
+EPOCHS = {"imagenet": 210, "cifar100": 930, "cifar10": 210, "fashion_mnist32": 450}  # DCKD, Sec. 4
+SMALL = ("mobilenetv2", "shufflenetv1", "shufflenetv2")  # DCKD gives them a rate of their own
+CHANGED = "recipe changed: "
+
+
+def recipe(row, **changes) -> Run:
+    """The run of seed 0 behind a row of `cells()`, with `changes` to its fields, if any."""
+    base, imagenet = PRESETS[f"{row.paper}_paper"], row.dataset == "imagenet"
+    fields = dict(pair.split("=") for pair in row.params.split(";") if pair)
+    fields |= dict(method=row.method, data=row.dataset, student=row.student, teacher=row.teacher)
+    if imagenet:
+        fields |= dict(batch=256, lr=0.1, weight_decay=1e-4)
+    if row.paper == "dckd":
+        fields |= dict(epochs=EPOCHS[row.dataset], T_0=30 / EPOCHS[row.dataset])
+        fields |= dict(lr=0.01, teacher_lr=base.lr) if row.student in SMALL else {}
+        fields |= dict(teacher_pretrained=imagenet and row.teacher != "")
+        if imagenet and not row.teacher:  # the cells of torchvision's networks as they are
+            changes = changes | dict(pretrained=True, epochs=0)
+    elif imagenet:
+        fields |= dict(epochs=90, milestones=(30 / 90, 60 / 90))
+    return base.but(**fields).but(**changes)
+
+
+def size(row) -> int:
+    """How many independent runs make one value of the cell: more than one in some ensembles."""
+    return int(row.statistic.split()[2]) if "independent" in row.statistic else 1
+
+
+def runs_of(row, seeds: int = 3, **changes) -> list[list[Run]]:
+    """The runs behind a cell: for each of `seeds` repetitions those that give one value.
+
+    Repetition k has seed k; of an ensemble of n runs, seeds n k to n k + n - 1. Networks that are
+    taken as they are have one repetition. ValueError for fields that a run or its method has not.
+    """
+    run, n = recipe(row, **changes), size(row)
+    make(run)
+    return [[replace(run, seed=n * k + i) for i in range(n)]
+            for k in range(seeds if run.epochs else 1)]
+
+
+def value(row, group: list[Record]) -> float | None:
+    """The cell's number from the records of one repetition, in its metric's unit; None for a
+    picture. Sorted students are sorted by top-1 accuracy; top-5 rides along."""
+    r = group[0].result
+    if row.metric not in ("top1", "top1_error", "top5"):
+        return r.get(row.metric)
+    kind = "top5" if row.metric == "top5" else "top1"
+    if len(group) > 1:
+        z = np.stack([g.test_logits["students"][0] for g in group])  # (n, N, K)
+        _, y = tables.test_set(group[0].run.data)
+        at = 100 * float(metrics.top(metrics.ensemble(z), y))
+    elif row.statistic == "ensemble":
+        at = r["ensemble"]
+    elif row.statistic == "mean of students":
+        at = float(np.mean(r[kind]))
+    elif row.statistic.startswith("sorted student"):
+        order = np.argsort(-np.array(r["top1"]), kind="stable")
+        at = r[kind][order[int(row.statistic.split()[-1]) - 1]]
+    else:  # student, leader, teacher
+        at = r[kind][r["deployed"]]
+    return 100 - at if row.metric == "top1_error" else at
+
+
+def stored() -> dict[str, dict[int, Record]]:
+    """Finished runs in the store: id of the same run with seed 0 -> seed -> record."""
+    found: dict[str, dict[int, Record]] = {}
+    for record in store.records()[0]:
+        with suppress(ValueError):  # a learner's own method that is not loaded now
+            key = store.run_id(replace(record.run, seed=0))
+            found.setdefault(key, {})[record.run.seed] = record
+    return found
+
+
+def ours(row, found: dict[str, dict[int, Record]], **changes) -> tuple[list[float], list[Record]]:
+    """A cell's value from each whole repetition in the store (`stored()`), and the records."""
+    n, have = size(row), found.get(store.run_id(recipe(row, **changes)), {})
+    groups = [[have[s] for s in range(k, k + n) if s in have]
+              for k in range(0, max(have, default=-1) + 1, n)]
+    whole = [group for group in groups if len(group) == n]
+    values = [value(row, group) for group in whole]
+    return [v for v in values if v is not None], [r for group in whole for r in group]
+
+
+def compare(which: str | None = None, **changes) -> list[dict[str, Any]]:
+    """For each cell that `which` names (see `cells`) what is printed and what our runs give.
+
+    changes: fields of another recipe than the paper's, which its runs must have been trained with.
+    Returns dicts with paper, table, row, column, dataset, networks, metric, statistic, published,
+    published_std, ours, ours_std (n-1), n (values behind `ours`), run (ids of the records behind
+    it) and note; None where there is nothing. Only finished runs of exactly this recipe count.
+    """
+    found, told = stored(), []
+    for row in cells(which).itertuples():
+        values, records = ours(row, found, **changes)
+        old = any(r.meta["code"] != source_digest(method_class(r.run.method)) for r in records)
+        notes = [row.note, CHANGED + said(changes) if changes else "",
+                 "trained with other code of its method" if old else ""]
+        n, mean, std = metrics.summary(values) if values else (0, np.nan, np.nan)
+        cell = {k: getattr(row, k) for k in (*LEVELS, "dataset", "networks", "metric", "statistic",
+                                             "published", "published_std")}
+        cell |= {"ours": mean, "ours_std": std, "n": n, "run": " ".join(r.id for r in records),
+                 "note": "; ".join(filter(None, notes))}
+        told.append({k: None if v != v or k == "run" and not v else v for k, v in cell.items()})
+    return told
+
+
+def said(changes: dict) -> str:
+    return ", ".join(f"{k}={v}" for k, v in changes.items())
+
+
+def number(cell: dict, name: str) -> str:
+    """"28.76 (0.08)", "" where nothing is printed and "not run" where nothing is trained."""
+    v, std, digits = cell[name], cell[f"{name}_std"], 2 if cell["metric"].startswith("top") else 3
+    if v is None:
+        return "" if name == "published" else "a picture" if cell["run"] else "not run"
+    return f"{v:.{digits}f}" + (f" ({std:.{digits}f})" if std is not None else "")
+
+
+def text(told: list[dict], **changes) -> str:
+    """The cells of one table (from `compare`) in at most 100 columns, notes numbered below."""
+    paper, notes = told[0]["paper"], {}
+    lines = [("row", "column", "what", "published", "ours", "diff", "n", "notes")]
+    for c in told:
+        gap = "" if None in (c["ours"], c["published"]) else f"{c['ours'] - c['published']:+.2f}"
+        numbers = [str(notes.setdefault(note, len(notes) + 1))
+                   for note in c["note"].split("; ") if note and not note.startswith(CHANGED)]
+        what = c["statistic"].replace("sorted student", "sorted").replace(" independent", "")
+        lines.append((c["row"], c["column"], what, number(c, "published"), number(c, "ours"), gap,
+                      str(c["n"] or ""), " ".join(numbers)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    units, sets = (", ".join(dict.fromkeys(c[k] for c in told)) for k in ("metric", "dataset"))
+    head = f"{paper}:{told[0]['table']}, {units} on {sets}, recipe {paper}_paper"
+    with Path(__file__).with_name("choices.csv").open(encoding="utf-8", newline="") as file:
+        below = [f"{r['what']}: {r['value']}; {r['why']}" for r in csv.DictReader(file)
+                 if r["paper"] == paper]
+    below = [f"{k}: {note}" for note, k in notes.items()] + below
+    return "\n".join([head + (f", {CHANGED}{said(changes)}" if changes else ""), "",
+                      *("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines), "",
+                      *(textwrap.fill(note, 100, subsequent_indent="   ") for note in below)])
