@@ -271,6 +271,10 @@ FIGURES: dict[str, Spec] = {
         *({"method": "kd", "T": T} for T in (1.0, 2.0, 4.0, 8.0)), log=True),
     "features_accuracy": accuracies("03", *({"method": m} for m in (
         "baseline", "kd", "fitnet", "at", "ft", "ofd", "reviewkd"))),
+    "at_weight": sweep("03", "beta", "weight β of the attention maps", {"method": "baseline"},
+                       *({"method": "at", "beta": b} for b in (10.0, 100.0, 1000.0)), log=True),
+    "rkd_parts": accuracies("04", {"method": "baseline"}, *(
+        {"method": "rkd", **part} for part in ({}, {"w_a": 0.0}, {"w_d": 0.0}))),
     "relations_accuracy": accuracies("04", *({"method": m} for m in (
         "baseline", "kd", "rkd", "cc", "crd", "crd_kd"))),
     "online_accuracy": accuracies(

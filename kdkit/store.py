@@ -191,13 +191,18 @@ def save(run: Run, meta: dict, weights: dict, files: dict[str, dict[str, np.ndar
     return Record(path, meta)
 
 
+def half(v: np.ndarray) -> np.ndarray:
+    """In half precision, or in single where half cannot hold it (an untrained batch norm's)."""
+    return v.astype(np.float16 if np.abs(v).max() < np.finfo(np.float16).max else np.float32)
+
+
 def packed(z: np.ndarray, t: np.ndarray | None, y: np.ndarray) -> tuple:
-    """(arrays of test_logits.npz, z, t): in half precision, and z and t as they will be read,
+    """(arrays of test_logits.npz, z, t): as `half` keeps them, and z and t as they will be read,
     so that a record's numbers are those of its stored logits. z (m, N, K), t (N, K), y (N,).
 
     Above 200 classes only the ten largest logits and the true class's are kept.
     """
-    z, t = z.astype(np.float16), None if t is None else t.astype(np.float16)
+    z, t = half(z), None if t is None else half(t)
     arrays = {"students": z} if t is None else {"students": z, "teacher": t}
     if z.shape[-1] > 200:
         whole, arrays = arrays, {}

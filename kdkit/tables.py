@@ -41,8 +41,8 @@ def label(what: Run | Record) -> str:
             and getattr(run, f.name) != getattr(start, f.name)}
     if run.schedule != PRESETS.get(run.preset, Run()).schedule:
         odd["schedule"] = run.schedule
-    said = [str(v) if k == "based" else f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
-            for k, v in odd.items()]
+    said = [str(v).replace(",", " + ") if k in ("based", "student") else
+            f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in odd.items()]
     return f"{cls.title} ({', '.join(said)})" if said else cls.title
 
 

@@ -552,3 +552,38 @@ def test_resolve_twice_is_resolve_once(T):
     assert run_id(run) == run_id(preset("okddip_paper", method="kd", T=T))
     plain = preset("lesson", method="kd", T=T)
     assert (run_id(plain) == run_id(preset("lesson", method="kd"))) == (T == 4.0)
+
+
+HELPED = '''
+def inner(v):
+    return v.square()
+def helper(v):
+    """Doc."""
+    return inner(v).mean()
+def unused(v):
+    return v
+class Helped(Method):
+    name = "helped"
+    def terms(self, s, y, t, step):
+        return {"ce": helper(s.logits)}
+'''
+
+
+def test_functions_that_a_learners_class_calls_count(tmp_path):
+    """An edited helper is an edited method; one that nobody calls is not."""
+    def digest(text):
+        file = tmp_path / f"h{abs(hash(text))}.py"
+        file.write_text(text)
+        space = {"__name__": "learner_helped", "Method": type("Local", (Method,), {})}
+        exec(compile(text, str(file), "exec"), space)
+        return source_digest(space["Helped"])
+
+    before = dict(package.base._REGISTRY)
+    try:
+        first = digest(HELPED)
+        assert first == digest(HELPED.replace("def unused(v):\n    return v", "# nothing"))
+        assert first != digest(HELPED.replace("v.square()", "v.abs()"))
+        assert first != digest(HELPED.replace("inner(v).mean()", "inner(v).sum()"))
+    finally:
+        package.base._REGISTRY.clear()
+        package.base._REGISTRY.update(before)

@@ -307,7 +307,8 @@ def test_a_term_that_is_not_finite(runs, monkeypatch):
     message = str(e.value)
     assert "OKDDip: the term 'ce' is not finite at epoch 0, step" in message
     assert "learning rate 1e+30" in message and "\n" not in message
-    assert store.records() == ([], [], [])  # nothing was written at all
+    finished, _, damaged = store.records()  # a checkpoint of the steps before may be there
+    assert finished == damaged == []
     with pytest.raises(train.NotFinite, match="epoch 0"):
         train.get(run)
 

@@ -7,6 +7,7 @@ import inspect
 import linecache
 import operator
 import sys
+import textwrap
 import typing
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -234,10 +235,15 @@ def effective(run: Run) -> Run:
     return replace(run, params=tuple((k, v) for k, v in run.params if v != known[k][1]))
 
 
-@functools.cache
 def source_digest(cls: type[Method]) -> str:
-    """A hash of the class's syntax tree without docstrings, and of its parents' below Method."""
-    trees = []
+    """A hash of the class's syntax tree without docstrings, of its parents' below Method and, for
+    a class that lives outside this package, of the functions beside it that its own call."""
+    return _digest(cls, *(() if is_ours(cls) else map(_told, _helpers(cls))))
+
+
+@functools.cache
+def _digest(cls: type[Method], *helpers: str) -> str:
+    trees = list(helpers)
     for c in cls.__mro__[: cls.__mro__.index(Method)]:
         tree = _class_tree(c)
         for node in ast.walk(tree) if tree else ():
@@ -247,6 +253,27 @@ def source_digest(cls: type[Method]) -> str:
         known = {k: str(v) for k, v in vars(c).items() if k == "__annotations__" or k[:2] != "__"}
         trees.append(ast.dump(tree) if tree else repr(sorted(known.items())))
     return hashlib.sha256("\n".join(trees).encode()).hexdigest()[:16]
+
+
+def _helpers(cls: type[Method]) -> list[typing.Callable]:
+    """Functions of the class's own module that its methods name, and those that these name."""
+    found, todo = {}, [f for f in vars(cls).values() if inspect.isfunction(f)]
+    while todo:
+        f = todo.pop()
+        near = {k: f.__globals__.get(k) for k in f.__code__.co_names}
+        new = {k: g for k, g in near.items() if k not in found and inspect.isfunction(g)
+               and g.__module__ == cls.__module__}
+        found |= new
+        todo += new.values()
+    return [found[k] for k in sorted(found)]
+
+
+def _told(f: typing.Callable) -> str:
+    """A function's syntax tree, or its byte code where it has no source."""
+    try:
+        return ast.dump(ast.parse(textwrap.dedent(inspect.getsource(f))))
+    except (OSError, SyntaxError):
+        return f"{f.__code__.co_code}{f.__code__.co_consts}"
 
 
 def _class_tree(cls: type) -> ast.ClassDef | None:
