@@ -310,7 +310,8 @@ def test_choices_of_the_kit_are_marked():
         assert cells(part)["note"].str.contains("(choice)", regex=False).all(), part
     for part in ("okddip:7", "okddip:8"):
         ours = cells(part)
-        assert ours[ours["method"] == "baseline"]["note"].str.contains("4 (choice)", regex=False).all()
+        notes = ours[ours["method"] == "baseline"]["note"]
+        assert notes.str.contains("4 (choice)", regex=False).all()
 
 
 def test_selection_narrows_and_ignores_case():
@@ -343,3 +344,15 @@ def test_an_unknown_name_is_refused(which, seen, allowed):
         cells(which)
     message = str(error.value)
     assert f"seen {seen}" in message and allowed in message and "\n" not in message
+
+
+def test_what_the_recipes_settle_has_a_value_a_reason_and_a_mark():
+    path = Path(papers.__file__).with_name("choices.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {r["paper"] for r in rows} == set(papers.PAPERS)
+    assert all(r[k] for r in rows for k in ("what", "value", "why"))
+    assert [r["what"] for r in rows if "(choice)" not in r["why"]] == ["result"]
+    told = {(r["paper"], r["what"]): r["value"] for r in rows}
+    assert "5e-4" in told["okddip", "weight decay"] and "1e-4" in told["okddip", "weight decay"]
+    assert told["dckd", "learning rate"].startswith(".05, .01 for MobileNet")

@@ -221,3 +221,30 @@ def test_ablation_lab_trains_stops_and_goes_on(open_notebook, trained, stored):
     nb.button("kd-lab-method", "one").press("Enter")
     expect(nb.find("kd-lab-line")).to_contain_text("not in the store")
     nb.look()
+
+
+def test_paper_tables(open_notebook):
+    nb = open_notebook("tables.ipynb", "import kdkit as kd\nkd.widgets.paper_tables()")
+    nb.run_all()
+    page = nb.find("kd-tables-page")
+    expect(page).to_contain_text("okddip:2: top1_error on cifar100")
+    expect(page.locator("tbody tr")).to_have_count(35)
+    assert set(page.locator("td:nth-of-type(3)").all_inner_texts()) == {"not run"}
+    grey = page.locator("td:nth-of-type(3)").first
+    assert grey.evaluate("e => getComputedStyle(e).opacity") == "0.6"
+    nb.shoot("tables_okddip2")
+    nb.button("kd-tables-table", "9").press("Enter")
+    expect(page).to_contain_text("okddip:9: top1_error on cifar10")
+    expect(page.locator("ol li").first).to_contain_text("CONTRADICTION")
+    nb.button("kd-tables-paper", "dckd").press("Space")
+    expect(page).to_contain_text("dckd:1: top1, top5 on imagenet")
+    nb.button("kd-tables-table", "5").press("Enter")
+    expect(page).to_contain_text("dckd:5: top1 on cifar100")
+    expect(page.locator("tbody tr")).to_have_count(15)
+    nb.shoot("tables_dckd5")
+    box = page.locator("div[tabindex]")
+    box.focus()
+    expect(box).to_be_focused()
+    nb.button("kd-tables-paper", "okddip").press("Enter")
+    expect(page).to_contain_text("okddip:1: top1_error on cifar10")
+    nb.look()
