@@ -2,8 +2,8 @@
 
 A sweep is a list of jobs, each with what it needs; the first one that is ready goes to the next
 free worker. Workers live for the whole sweep, take one JSON job a line on standard input and
-answer one JSON event a line on standard output. When that pipe closes, however the parent ended,
-a worker saves its run and stops.
+answer on standard output. When that pipe closes, however the parent ended, a worker saves its run
+and stops.
 """
 
 import dataclasses
@@ -17,9 +17,10 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -33,11 +34,11 @@ from .methods import make, resolve
 # So that two notebooks or runs side by side share the cores, and nothing waits for a front end.
 ALONE = {"KDKIT_BATCH": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 WIDGETS = "application/vnd.jupyter.widget-state+json"
-# Kernels that start at once may pick the same free port, and then wait for ever: files cannot.
-TRANSPORT = Config(KernelManager={"transport": "ipc"} if os.name == "posix" else {})
 # Runs in the kernel before the first cell: what a thread dies of is not lost with its cell.
-HOOK = ("import threading as t; t.excepthook = lambda a, old=t.excepthook: (old(a), open({file!r}, "
-        "'a').write(f'{{a.thread.name}}: {{a.exc_type.__name__}}: {{a.exc_value}}\\n'))")
+HOOK = ("import os, threading as t; os.environ.update({alone!r}); "
+        "t.excepthook = lambda a, old=t.excepthook: (old(a), open({file!r}, 'a').write("
+        "f'{{a.thread.name}}: {{a.exc_type.__name__}}: {{a.exc_value}}\\n'))")
+EVENT = "\x1e"  # begins what a worker tells its parent; all else on that line is for people
 
 
 @dataclass
@@ -61,15 +62,12 @@ def plan(runs: Iterable[Run]) -> dict[str, Job]:
 
     A teacher comes before the first run that needs it, once. ValueError on bad fields.
     """
-    jobs, known = {}, set()
+    jobs, stored = {}, cache(store.find)
 
     def add(run: Run) -> str:
         run = resolve(run)
         key, teacher = store.run_id(run), make(run).teacher_run(run)
-        if key in known:
-            return key
-        known.add(key)
-        if store.find(run) is None:
+        if key not in jobs and stored(run) is None:
             needs = {add(teacher)} & jobs.keys() if teacher else set()
             title = f"{make(run).title} seed {run.seed} (run {key})"
             jobs[key] = Job(title, {"run": dataclasses.asdict(run)}, needs, run.epochs)
@@ -80,122 +78,92 @@ def plan(runs: Iterable[Run]) -> dict[str, Job]:
     return jobs
 
 
-class Worker:
-    """A worker process; what it says arrives in `events` as (worker, event)."""
-
-    def __init__(self, events: queue.Queue, module: str | None):
-        # A session of its own: Ctrl-C reaches the parent alone, which passes it on.
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", "from kdkit.batch import work; work()"], text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, **ALONE, "KDKIT_RUNS": str(store.root())}, start_new_session=True)
-        self.events, self.module, self.key, self.seen = events, module, None, 0
-        for stream in (self.process.stdout, self.process.stderr):
-            threading.Thread(target=self._listen, args=(stream,), daemon=True).start()
-
-    def _listen(self, stream) -> None:
-        for line in stream:
-            said = stream is self.process.stderr
-            self.events.put((self, {"said": line.rstrip()} if said else json.loads(line)))
-        if stream is self.process.stdout:
-            code = self.process.wait()
-            self.events.put((self, {"end": f"its worker process ended with code {code}"}))
-
-    def give(self, key: str, job: Job) -> None:
-        self.key, self.seen = key, 0
-        with suppress(OSError):  # it has died: its "end" is on the way
-            self.process.stdin.write(json.dumps({**job.order, "module": self.module}) + "\n")
-            self.process.stdin.flush()
-
-    def stop(self) -> None:
-        """Ask it to save and end; it may take a moment."""
-        if self.process.poll() is None:
-            self.process.terminate()
-        with suppress(OSError):
-            self.process.stdin.close()
-
-
 def carry_out(jobs: dict[str, Job], workers: int | None = None, module: str | None = None,
-              title: str = "sweep") -> dict[str, str]:
+              title: str = "sweep", **env: str) -> dict[str, str]:
     """Do all jobs, side by side, in their order as far as their needs allow; one bar.
 
-    workers: how many processes, by default one a core. Returns job -> why it failed.
-    Raises train.Interrupted on Ctrl-C or SIGTERM, when the workers have saved their runs.
+    workers: how many processes, by default one a core; env: variables for them. Returns job ->
+    why it failed. Raises train.Interrupted on Ctrl-C or SIGTERM, when the workers have saved
+    their runs.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers}: must be at least 1")
-    waiting, failed, crew, events = dict(jobs), {}, set(), queue.Queue()
+    waiting, crew, busy, failed = dict(jobs), [], {}, {}
+    epochs, ends = dict.fromkeys(jobs, 0), queue.Queue()
+
+    def watch(worker: subprocess.Popen, key: str) -> None:
+        """Give a worker a job and listen until it ends; on a thread of its own."""
+        with suppress(OSError):  # it has died, and nothing will be heard
+            print(json.dumps({**jobs[key].order, "module": module}), file=worker.stdin, flush=True)
+        for line in worker.stdout:
+            said, _, event = line.rstrip().partition(EVENT)
+            if said:
+                bar.write(said, file=sys.stderr)
+            told = json.loads(event or "{}")
+            epochs[key] = told.get("epoch", epochs[key])
+            if "failed" in told:
+                return ends.put((key, told["failed"]))
+        ends.put((key, f"its worker process ended with code {worker.wait()}"))
+
+    env = {**os.environ, **ALONE, "KDKIT_RUNS": str(store.root()), **env}
     total = sum(job.epochs for job in jobs.values())
     with stoppable() as stop, tqdm(total=total, desc=title, unit="epoch",
-                                   disable=train.quiet() or not jobs) as bar:
+                                   disable=store.quiet() or not jobs) as bar:
         try:
-            while waiting or any(w.key for w in crew):
-                for key in [k for k, job in waiting.items() if job.needs & failed.keys()]:
-                    failed[key] = "something that it needs failed"
-                    bar.update(waiting.pop(key).epochs)
-                _hand_out(waiting, crew, events, workers or cores(), module)
+            while True:
+                undone = waiting.keys() | busy.keys() | failed.keys()
+                ready = [k for k, job in waiting.items() if not job.needs & undone]
+                for key in ready[: (workers or cores()) - len(busy)]:
+                    free = [w for w in crew if w not in busy.values() and w.poll() is None]
+                    if not free:
+                        free = [hire(env)]
+                        crew += free
+                    del waiting[key]
+                    busy[key] = free[0]
+                    threading.Thread(target=watch, args=(free[0], key), daemon=True).start()
+                if not busy:
+                    return failed | dict.fromkeys(waiting, "something that it needs failed")
                 bar.set_postfix_str(f"{len(waiting)} waiting", refresh=False)
-                try:
-                    worker, event = events.get(timeout=0.2)  # so that a signal is heard
-                    _heed(worker, event, jobs, failed, crew, bar)
-                except queue.Empty:
-                    pass
+                with suppress(queue.Empty):
+                    key, why = ends.get(timeout=0.2)  # so that a signal is heard
+                    del busy[key]
+                    epochs[key] = jobs[key].epochs
+                    if why is not None:
+                        failed[key] = why
+                bar.update(sum(epochs.values()) - bar.n)
                 if stop.is_set():
                     raise train.Interrupted("stopped, and what was under way is saved: the same "
                                             "command goes on from there")
         finally:
             for worker in crew:
-                worker.stop()
+                worker.terminate()  # it saves and ends
             for worker in crew:
-                worker.process.wait()
-    return failed
+                worker.wait()
 
 
-def _hand_out(waiting: dict[str, Job], crew: set[Worker], events, most: int, module) -> None:
-    """Give each free worker, or a new one, the first job whose needs are done."""
-    busy = {w.key for w in crew if w.key}
-    ready = [k for k, job in waiting.items() if not job.needs & (waiting.keys() | busy)]
-    free = [w for w in crew if not w.key]
-    for key in ready[: most - len(busy)]:
-        worker = free.pop() if free else Worker(events, module)
-        crew.add(worker)
-        worker.give(key, waiting.pop(key))
-
-
-def _heed(worker: Worker, event: dict, jobs: dict[str, Job], failed: dict, crew: set, bar) -> None:
-    """Take note of what a worker said."""
-    if "said" in event:
-        bar.write(event["said"], file=sys.stderr)
-    elif "epoch" in event:
-        bar.update(event["epoch"] - worker.seen)
-        worker.seen = event["epoch"]
-    else:
-        if worker.key:
-            bar.update(jobs[worker.key].epochs - worker.seen)
-            if "done" not in event:
-                failed[worker.key] = event.get("error") or event["end"]
-        worker.key = None
-        if "end" in event:
-            crew.discard(worker)
+def hire(env: dict[str, str]) -> subprocess.Popen:
+    """A worker process, in a session of its own: Ctrl-C reaches the parent, which passes it on."""
+    return subprocess.Popen([sys.executable, "-c", "from kdkit.batch import work; work()"],
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                            stderr=subprocess.STDOUT, env=env, start_new_session=True)
 
 
 def work() -> None:
     """A worker's life: jobs from standard input, one at a time, until the pipe closes."""
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what else prints must not mix with the events
-    jobs = queue.SimpleQueue()
+    orders = queue.SimpleQueue()
 
     def tell(**event):
-        print(json.dumps(event), file=out, flush=True)
+        with suppress(OSError):  # the parent is dead: `listen` stops the run
+            print(EVENT + json.dumps(event), flush=True)
 
     def listen():
         for line in sys.stdin:
-            jobs.put(json.loads(line))
-        jobs.put(None)  # the parent is done, or dead
+            orders.put(json.loads(line))
         os.kill(os.getpid(), signal.SIGTERM)  # a run under way saves and ends, all else just ends
 
     threading.Thread(target=listen, daemon=True).start()
-    while order := jobs.get():
+    while True:
+        order, why = orders.get(), None
         try:
             if "notebook" in order:
                 run_notebook(Path(order["notebook"]), Path(order["copy"]))
@@ -203,25 +171,23 @@ def work() -> None:
                 load_module(order["module"])
                 train.get(store.run_from(order["run"]),
                           on_epoch=lambda job: tell(epoch=job.epoch))
-            tell(done=True)
         except train.Interrupted:
             os._exit(143)  # all is saved; to take torch down in good order costs seconds
         except (ValueError, OSError, RuntimeError, train.NotFinite) as e:
-            tell(error=f"{e}")
+            why = str(e)
         except Exception as e:  # a bug: the others of the sweep go on, the report names it
             traceback.print_exc()
-            tell(error=f"{type(e).__name__}: {e}")
+            why = f"{type(e).__name__}: {e}"
+        tell(failed=why)
 
 
-_loaded: set[str] = set()
-
-
+@cache
 def load_module(file: str | None) -> None:
     """Import a Python file once, so that the methods and networks in it are registered.
 
     ValueError, in one line, where it is missing or fails.
     """
-    if not file or file in _loaded:
+    if not file:
         return
     path = Path(file)
     if path.suffix != ".py" or not path.is_file():
@@ -234,7 +200,6 @@ def load_module(file: str | None) -> None:
         at = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
         line = at[-1] if at else getattr(e, "lineno", "?")
         raise ValueError(f"{file}, line {line}: {type(e).__name__}: {e}") from e
-    _loaded.add(file)
 
 
 def sweep(runs: Iterable[Run], workers: int | None = None,
@@ -268,39 +233,23 @@ def figures(only: str | None, preset_name: str, seeds: int,
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: must be at least 1")
     if only is not None:
-        spec = plots.FIGURES[choose(only, plots.FIGURES, "figure")]
         runs = plots.wanted(only, preset_name, seeds)
         if failed := sweep(runs, workers):
             return failed
-        records = [train.get(run) for run in runs]
+        spec, records = plots.FIGURES[only], [train.get(run) for run in runs]
         table = spec.table(records)
         plots.save(spec.draw(records), only, spec.say(table)[0], table)
         return {}
     jobs, copies = {}, store.root() / "notebooks"
     copies.mkdir(parents=True, exist_ok=True)
     for path in notebooks():
-        names = [n for n, spec in plots.FIGURES.items() if spec.notebook == path.name[:2]]
-        runs = [run for n in names for run in plots.wanted(n, preset_name, seeds)]
-        jobs |= plan(runs)
-        needs = {store.run_id(run) for run in runs} & jobs.keys()
-        jobs[path.name] = Job(path.name, {"notebook": str(path), "copy": str(copies / path.name)},
-                              needs)
-    with environment(KDKIT_PRESET=preset_name, KDKIT_SEEDS=str(seeds),
-                     KDKIT_FIGURES=str(plots.figures_root())):
-        failed = carry_out(jobs, workers, title="figures")
+        mine = plan(run for name, spec in plots.FIGURES.items() if spec.notebook == path.name[:2]
+                    for run in plots.wanted(name, preset_name, seeds))
+        order = {"notebook": str(path), "copy": str(copies / path.name)}
+        jobs |= mine | {path.name: Job(path.name, order, set(mine))}
+    failed = carry_out(jobs, workers, title="figures", KDKIT_PRESET=preset_name,
+                       KDKIT_SEEDS=str(seeds), KDKIT_FIGURES=str(plots.figures_root()))
     return {jobs[k].title: why for k, why in failed.items()}
-
-
-@contextmanager
-def environment(**values: str) -> Iterator[None]:
-    """Environment variables for a while, which child processes inherit."""
-    before = {k: os.environ.get(k) for k in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for k, old in before.items():
-            os.environ.pop(k) if old is None else os.environ.update({k: old})
 
 
 def run_notebook(src: Path, dst: Path, params: dict | None = None) -> None:
@@ -314,21 +263,18 @@ def run_notebook(src: Path, dst: Path, params: dict | None = None) -> None:
     known = papermill.inspect_notebook(str(src))
     for name in params or {}:
         choose(name, known, f"parameter of {src.name}")
-    part = dst.with_name(f"{dst.stem}.{os.getpid()}.part.ipynb")
-    with environment(**ALONE), tempfile.TemporaryDirectory() as folder:
-        deaths = Path(folder) / "threads"
-        line = HOOK.format(file=str(deaths))
+    with tempfile.TemporaryDirectory() as folder:
+        deaths, sockets = Path(folder) / "threads", {"transport": "ipc", "ip": f"{folder}/kernel"}
+        # Kernels that start at once may pick the same free port, and then wait for ever.
+        config = Config(KernelManager=sockets if os.name == "posix" else {})
         try:
             nb = papermill.execute_notebook(
-                str(src), str(part), parameters=params or {}, progress_bar=False,
+                str(src), str(dst), parameters=params or {}, progress_bar=False,
                 kernel_name="python3", cwd=str(src.parent), start_timeout=120,
-                request_save_on_cell_execute=False, config=TRANSPORT,
-                extra_arguments=[f"--IPKernelApp.exec_lines={line}"])
+                request_save_on_cell_execute=False, config=config, extra_arguments=[
+                    f"--IPKernelApp.exec_lines={HOOK.format(alone=ALONE, file=str(deaths))}"])
         except papermill.PapermillExecutionError as e:
             raise RuntimeError(f"{src.name}, In [{e.exec_count}]: {e.ename}: {e.evalue}") from e
-        finally:
-            if part.exists():
-                os.replace(part, dst)
         problems = deaths.read_text().splitlines() if deaths.exists() else []
     states = nb.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {}).values()
     outputs = [o for state in states for o in state["state"].get("outputs", ())]

@@ -11,24 +11,30 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import IO
 
 import ipywidgets as W
 import numpy as np
+import pandas as pd
 import torch
 from IPython.display import HTML, display
 
-from . import metrics, plots, store, train
-from .config import PRESETS, Run
+from . import metrics, plots, store, tables
+from .config import Run
 from .data import load
 from .methods import DCKD, fields, make, method_class, methods, resolve
+from .papers import runs
 from .store import Record
 from .teach import Lab
 
 WIDE = {"description_width": "110px"}
+RANGES = {"m": (2, 8, 1), "T": (0.5, 10.0, 0.5), "tau": (0.5, 10.0, 0.5)}  # of knobs
+TOLD = ["row", "column", "what", "published", "ours", "difference", "n", "notes"]
 
 
 def slider(text: str, value, low, high, step) -> W.Widget:
@@ -46,23 +52,40 @@ def choice(text: str, options, value=None) -> W.ToggleButtons:
                            style=WIDE | {"button_width": "auto"}, **given)
 
 
+def _settle(fig, places: dict[tuple, list]) -> None:
+    """Put everything where it stands in an earlier figure whose texts are as long, kept in
+    `places`: to solve a layout takes about as long as to draw."""
+    if fig.get_layout_engine() is None:  # placed by hand
+        return
+    parts, on = [*fig.axes, *fig.texts], [ax for ax in fig.axes if ax.axison]
+    texts = [ax.texts for ax in on], [ax.get_yticklabels() for ax in on]
+    key = str([[max((len(t.get_text()) for t in ts), default=0) for ts in kind] for kind in texts])
+    if key not in places:
+        fig.draw_without_rendering()
+        places[key] = [part.get_position() for part in parts]
+    fig.set_layout_engine("none")
+    for part, at in zip(parts, places[key], strict=True):
+        part.set_position(at)
+
+
 def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
     """Controls over a picture and a line of text, from `draw(**values) -> (Figure, text)`.
 
     A change draws again. Errors are shown in the line; under KDKIT_BATCH=1 they are raised.
     """
-    picture, line, busy = W.HTML(), W.HTML(), threading.Lock()
+    picture, line, busy, places = W.HTML(), W.HTML(), threading.Lock(), {}
 
     def redraw(_=None):
-        with busy:  # two quick changes may come on two threads
+        with busy, plots.look():  # two quick changes may come on two threads
             try:
                 values = {k: c.value for k, c in controls.items()}  # rounded: 0.3, not 0.1 + 0.2
                 fig, text = draw(**{k: round(v, 6) if isinstance(v, float) else v
                                     for k, v in values.items()})
+                _settle(fig, places)
                 picture.value, line.value = plots.html(fig, text), f"<p>{html.escape(text)}</p>"
             except Exception as e:
                 line.value = f"<p>{html.escape(f'{type(e).__name__}: {e}')}</p>"
-                if train.quiet():
+                if store.quiet():
                     raise
 
     redraw()
@@ -79,17 +102,15 @@ def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
 
 def present(box: W.VBox) -> None:
     """Show a panel; under KDKIT_BATCH=1 its picture and line, without controls."""
-    if train.quiet():
+    if store.quiet():
         display(HTML(box.children[1].value + box.children[2].value))
     else:
         display(box)
 
 
-def _logits(record: Record) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
-    z = record.test_logits
-    teacher = z.get("teacher")
-    return (z["students"].astype(np.float64),
-            None if teacher is None else teacher.astype(np.float64), record.meta["class_names"])
+def _kl(p: np.ndarray, q: np.ndarray) -> float:
+    """KL(p||q) in nats, (K,) each."""
+    return float((p * (np.log(p) - np.log(q))).sum())
 
 
 def temperature(record: Record, T: float = 4.0, image: int | None = None) -> None:
@@ -97,7 +118,7 @@ def temperature(record: Record, T: float = 4.0, image: int | None = None) -> Non
 
     image: position in the test set; None: the teacher's least certain one.
     """
-    z, z_t, names = _logits(record)
+    (z, z_t), names = tables.logits(record), record.meta["class_names"]
     if z_t is None:
         raise ValueError(f"run {record.id} ({record.run.method}) has no teacher to show")
     if image is None:
@@ -105,11 +126,10 @@ def temperature(record: Record, T: float = 4.0, image: int | None = None) -> Non
 
     def draw(image, T):
         p, q = metrics.softmax(z_t[image], T), metrics.softmax(z[0, image], T)
-        kl = [float((a * (np.log(a) - np.log(b))).sum()) for a, b in ((p, q), (q, p))]
         text = (f"image {image}, T = {T:g}: entropy {metrics.entropy(p):.3f} (teacher), "
                 f"{metrics.entropy(q):.3f} (student) nats; classes above 1/K "
                 f"{int(metrics.correlation_number(p))} and {int(metrics.correlation_number(q))}; "
-                f"KL(teacher‖student) {kl[0]:.4f}, KL(student‖teacher) {kl[1]:.4f}")
+                f"KL(teacher‖student) {_kl(p, q):.4f}, KL(student‖teacher) {_kl(q, p):.4f}")
         return plots.draw_temperature(z_t[image], z[0, image], T, names), text
 
     present(panel("temperature", draw, T=slider("temperature T", T, 0.5, 20.0, 0.5),
@@ -138,7 +158,7 @@ def collection(record: Record, image: int | None = None) -> None:
 
     image: position in the test set; None: where the students disagree most.
     """
-    z, _, names = _logits(record)
+    z, names = tables.logits(record)[0], record.meta["class_names"]
     if len(z) < 2:
         raise ValueError(f"run {record.id} ({record.run.method}) has one student: no collection")
     if image is None:
@@ -148,8 +168,7 @@ def collection(record: Record, image: int | None = None) -> None:
         one = torch.tensor(z[:, image : image + 1])  # (m, 1, K)
         m = DCKD(m=len(z), collection=kind).collect(one)[student - 1, 0].numpy()
         p, q = metrics.softmax(z[student - 1, image], tau), metrics.softmax(m, tau)
-        a, b = (p, q) if reverse else (q, p)
-        kl = float((a * (np.log(a) - np.log(b))).sum())
+        kl = _kl(p, q) if reverse else _kl(q, p)
         text = (f"image {image}, tau = {tau:g}: student {student} receives {kind}; "
                 f"{'reverse' if reverse else 'forward'} KL {kl:.4f}; classes above 1/K "
                 f"{int(metrics.correlation_number(q))} in the collection, "
@@ -167,7 +186,7 @@ def collection(record: Record, image: int | None = None) -> None:
 def class_map(record: Record, tau: float = 4.0) -> None:
     """Class maxima of teacher and student for one class, and the images behind a peak (DCKD's
     Figures 2 and 3; their temperature is not in the text: `tau` is a choice)."""
-    z, z_t, names = _logits(record)
+    (z, z_t), names = tables.logits(record), record.meta["class_names"]
     if z_t is None:
         raise ValueError(f"run {record.id} ({record.run.method}) has no teacher to show")
     data = load(record.run.data)
@@ -188,34 +207,86 @@ def class_map(record: Record, tau: float = 4.0) -> None:
                  tau=slider("temperature tau", tau, 0.5, 10.0, 0.5)))
 
 
+def paper_tables(which: str = "okddip:2", **changes) -> None:
+    """Both papers' tables, cell by cell: published, ours, difference, values behind ours, notes.
+
+    which: "paper:table" to start with; changes: fields of another recipe than the paper's. Runs
+    that finish later are seen when it is called again (`papers.runs.compare`).
+    """
+    told, (first, start) = {}, which.split(":")
+    for c in runs.compare(which if store.quiet() else None, **changes):
+        told.setdefault(c["paper"], {}).setdefault(c["table"], []).append(c)
+    paper, table = choice("paper", list(told), first), choice("table", list(told[first]), start)
+    page = W.HTML(_cells(told[first][start])).add_class("jp-RenderedHTMLCommon")
+
+    def redraw(change):
+        if change["owner"] is paper:
+            table.options = list(told[paper.value])
+        page.value = _cells(told[paper.value][table.value])
+
+    for knob in (paper, table):
+        knob.add_class(f"kd-tables-{knob.description}").observe(redraw, "value")
+    box = W.VBox([paper, table, page.add_class("kd-tables-page")])
+    display(HTML(page.value) if store.quiet() else box)
+
+
+def _cells(told: list[dict]) -> str:
+    """One table's cells (of `runs.compare`) as HTML; grey where no run stands behind one."""
+    noted = [[n for n in c["note"].split("; ") if n] for c in told]
+    notes = list(dict.fromkeys(sum(noted, [])))
+    rows = [(c["row"], c["column"], c["statistic"], *(runs.number(c, k) for k in TOLD[3:5]),
+             f"{c['ours'] - c['published']:+.2f}" if c["n"] and c["published"] else "",
+             c["n"] or "", " ".join(str(notes.index(n) + 1) for n in its))
+            for c, its in zip(told, noted, strict=True)]
+    table = pd.DataFrame(rows, columns=TOLD).set_index(TOLD[:2]).rename_axis([None] * 2)
+    text = table.to_html(border=0).replace("<td>not run", '<td style="opacity:.6">not run')
+    of = [", ".join(dict.fromkeys(c[k] for c in told)) for k in ("metric", "dataset")]
+    return (f'<p>{told[0]["paper"]}:{told[0]["table"]}: {" on ".join(of)}</p><div tabindex="0" '
+            f'style="max-height:36em; overflow:auto">{text}</div>'
+            f'<ol>{"".join(f"<li>{html.escape(n)}</li>" for n in notes)}</ol>')
+
+
 def knobs(method: str) -> dict[str, W.Widget]:
     """A control for each hyperparameter of a method, made from its annotated fields."""
-    made, hidden = {}, ("rampup", "eps", "entropy_sign")
+    made = {}
     for key, (kind, start) in fields(method_class(method)).items():
         allowed = [a for a in getattr(kind, "__args__", ()) if isinstance(a, str)]
-        if allowed and len(allowed) > 1:
+        if key in ("rampup", "warmup", "eps", "entropy_sign"):
+            continue
+        if len(allowed) > 1:
             made[key] = choice(key, allowed, start)
         elif isinstance(start, bool):
             made[key] = W.Checkbox(value=start, description=key, style=WIDE)
-        elif isinstance(start, int):
-            made[key] = slider(key, start, 2, 8, 1)
-        elif isinstance(start, float) and key not in hidden:
-            low, high = (0.5, 10.0) if start > 0 and key in ("T", "tau") else (0.0, 3.0)
-            made[key] = slider(key, start, low, high, 0.1 if low == 0 else 0.5)
-    return {k: v for k, v in made.items() if k not in hidden}
+        elif not isinstance(start, str):
+            low, high, step = RANGES.get(key, (0.0, 3.0, 0.1))
+            if type(start) is not type(step) or start and not 0.1 <= start <= high:
+                low = step = start // 8 or 1 if isinstance(start, int) else start / 10
+                high = 2 * start
+            made[key] = slider(key, start, low, high, step)
+    return made
 
 
 def command(run: Run) -> list[str]:
     """The command line that trains `run` in another process."""
-    start, args = PRESETS[run.preset], []
-    changed = {k: v for k, v in vars(run).items()
-               if k not in ("method", "preset", "params") and v != getattr(start, k)}
-    if not run.teacher:  # of no effect there
-        changed = {k: v for k, v in changed.items() if not k.startswith("teacher")}
-    for key, value in {**changed, **dict(run.params)}.items():
+    given = {k: v for k, v in vars(run).items() if k not in ("method", "preset", "params")}
+    args = []
+    for key, value in (given | dict(run.params)).items():
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         args += ["--set", f"{key}={text}"]
     return [sys.executable, "-m", "kdkit", "train", run.method, "--preset", run.preset, *args]
+
+
+def spawn(run: Run) -> tuple[subprocess.Popen, IO[str]]:
+    """A process of its own that trains `run`, and the file that takes what it says."""
+    said, env = tempfile.TemporaryFile("w+"), {"KDKIT_BATCH": "1", "KDKIT_RUNS": str(store.root())}
+    return subprocess.Popen(command(run), env=os.environ | env, stderr=said,
+                            stdout=subprocess.DEVNULL), said
+
+
+def last_line(said: IO[str]) -> str:
+    """The last line of an open file, or nothing."""
+    said.seek(0)
+    return (said.readlines() or [""])[-1]
 
 
 class Trainer:
@@ -244,25 +315,25 @@ class Trainer:
             if self.child is None and not self.go.disabled:
                 self.go.disabled, self.halt.disabled, self.note.value = True, False, "starting"
                 self.bar.max, self.bar.value = self.run.epochs, 0
-                self.child = spawn(self.run)
-                background(self.watch, self.child, self.run)
+                self.child, said = spawn(self.run)
+                threading.Thread(target=self.watch, args=(said,), daemon=True).start()
 
     def stop(self) -> None:
         if child := self.child:
             self.halt.disabled, self.note.value = True, "stopping"
             child.send_signal(signal.SIGTERM)  # it saves and ends
 
-    def watch(self, child: subprocess.Popen, run: Run) -> None:
-        said, path = [], store.root() / store.run_id(run) / "progress.json"
-        listener = background(lambda: said.extend(child.stderr))
+    def watch(self, said: IO[str]) -> None:
+        child, run, note = self.child, self.run, "done"  # `run` may change while it trains
+        path = store.root() / store.run_id(run) / "progress.json"
         while child.poll() is None:
             time.sleep(0.4)
             with suppress(OSError):  # not begun, its teacher is trained first, or just finished
                 self.look(json.loads(path.read_bytes()))
-        listener.join()
-        note = said[-1] if said else "stopped before anything was trained"
         if store.find(run):
-            self.bar.value, self.curve.value, note = run.epochs, "", "done"  # it is drawn above
+            self.bar.value, self.curve.value = run.epochs, ""  # it is drawn above
+        else:
+            note = last_line(said) or "stopped before anything was trained"
         self.child, self.halt.disabled, self.note.value = None, True, html.escape(note)
         self.finished()
 
@@ -271,20 +342,6 @@ class Trainer:
             text = f"epoch {len(history)} of {self.bar.max}"
             self.curve.value = plots.html(plots.draw_progress(history, text), f"curves, {text}")
             self.bar.value, self.note.value = len(history), text
-
-
-def background(work: Callable, *given) -> threading.Thread:
-    """A thread that does not keep the kernel alive, started."""
-    thread = threading.Thread(target=work, args=given, daemon=True)
-    thread.start()
-    return thread
-
-
-def spawn(run: Run) -> subprocess.Popen:
-    """A process of its own that trains `run`; what it says comes on standard error."""
-    env = dict(os.environ, KDKIT_BATCH="1", KDKIT_RUNS=str(store.root()))
-    return subprocess.Popen(command(run), env=env, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE, text=True)
 
 
 def ablation_lab(lab: Lab, method: str = "") -> None:
@@ -317,7 +374,7 @@ def ablation_lab(lab: Lab, method: str = "") -> None:
         place.children = (panel("lab", draw, **knobs(pick.value)),)
 
     rebuild()
-    if train.quiet():
+    if store.quiet():
         present(place.children[0])
         return
     pick.observe(rebuild, "value")
