@@ -6,6 +6,7 @@ Every `draw_*` is a pure function that returns a matplotlib Figure; nothing is s
 import threading
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.style
 import numpy as np
@@ -137,10 +138,10 @@ def draw_accuracy(table: pd.DataFrame, unit: str = "test accuracy (%)") -> Figur
             d, half = row["difference"], row["half_width"]
             hollow = {} if row["shown"] else {"markerfacecolor": "white", "alpha": 0.55}
             b.errorbar(d, y, xerr=np.nan_to_num(half), **kind | hollow, capsize=3, lw=1.4)
-            beside(b, y, f"{said(d, half, '+')} vs {row['control']}",
+            beside(b, y, fill(f"{said(d, half, '+')} vs {row['control']}", 36),
                    INK if row["shown"] else "#777777")
     b.axvline(0, color=INK, lw=0.9, zorder=0)
-    a.set_yticks(range(len(table)), table["label"])
+    a.set_yticks(range(len(table)), [fill(text, 30) for text in table["label"]])
     a.set(ylim=(len(table) - 0.4, -0.6), xlabel=f"{unit}, {count(table[table['method'] != ''])}",
           title="Every seed, mean ± deviation")
     b.set(xlabel="points, paired by seed; hollow: not shown", title="Difference, 95 % interval")
@@ -188,6 +189,7 @@ def matrix(ax, A: np.ndarray, cmap: str, middle: float, reach: float):
     return shade
 
 
+@look()
 def _attention(panels: list[tuple[str, np.ndarray]]) -> Figure:
     """A above, A - A^T below, for each (title, A)."""
     fig = Figure(figsize=(1.4 + 1.75 * len(panels), 4.3))
@@ -206,7 +208,6 @@ def _attention(panels: list[tuple[str, np.ndarray]]) -> Figure:
     return fig
 
 
-@look()
 def draw_attention(table: pd.DataFrame, epochs: int = 4) -> Figure:
     """Attention matrices of the first seed over training, and what is asymmetric in them.
     table: of `tables.attention`."""
@@ -216,7 +217,6 @@ def draw_attention(table: pd.DataFrame, epochs: int = 4) -> Figure:
         index="peer", columns="source", values="attention").to_numpy()) for e in at])
 
 
-@look()
 def draw_attention_at(A: np.ndarray, epoch: int) -> Figure:
     """One attention matrix (n, n) and its asymmetry."""
     return _attention([(f"epoch {epoch}", np.asarray(A, float))])
@@ -236,7 +236,7 @@ def draw_ensembles(table: pd.DataFrame) -> Figure:
         a.plot(row["ensemble"], y, **kind)
         beside(a, y, said(row["mean"], row["sd"], "+"))
         b.errorbar(row["diversity"], row["mean"], np.nan_to_num(row["sd"]), **kind, capsize=3)
-    a.set_yticks(range(len(table)), table["label"])
+    a.set_yticks(range(len(table)), [fill(text, 30) for text in table["label"]])
     a.set(ylim=(len(table) - 0.4, -0.6), xlabel=f"test accuracy (%), {count(table)}",
           title="Mean single student (hollow) → ensemble")
     b.set(xlabel="diversity of the peers", ylabel="gain of the ensemble (points)",
@@ -324,26 +324,28 @@ def _bars(ax, rows: list[tuple[str, np.ndarray, str, str]], names: list[str]) ->
 
 
 @look()
-def draw_temperature(z_T, z, T: float, names: list[str]) -> Figure:
-    """Softened predictions of teacher z_T (K,) and student z (K,) at temperature T."""
-    p, q = (metrics.softmax(v, T) for v in (z_T, z))
-    fig = Figure(figsize=(7.8, 3.2))
-    _bars(fig.subplots(), [("teacher", p, "#555555", ""), ("student", q, "#ffa90e", "//")], names)
-    fig.axes[0].set(ylabel="probability", title=f"T = {T:g}")
+def _predictions(size: tuple[float, float], title: str, rows, names: list[str]) -> Figure:
+    fig = Figure(figsize=size)
+    _bars(fig.subplots(), rows, names)
+    fig.axes[0].set(ylabel="probability", title=title)
     return fig
 
 
-@look()
+def draw_temperature(z_T, z, T: float, names: list[str]) -> Figure:
+    """Softened predictions of teacher z_T (K,) and student z (K,) at temperature T."""
+    rows = [("teacher", metrics.softmax(z_T, T), "#555555", ""),
+            ("student", metrics.softmax(z, T), "#ffa90e", "//")]
+    return _predictions((7.8, 3.2), f"T = {T:g}", rows, names)
+
+
 def draw_collection(z, m, student: int, tau: float, names: list[str]) -> Figure:
     """What the students z (S, K) say of one image, and what `student` receives: softmax(m/tau),
     m (K,)."""
     tones = [PALETTE[k] for k in (0, 4, 9, 8, 5, 7)]
     rows = [(f"student {k + 1}{', learning' if k == student else ''}", metrics.softmax(v, tau),
              tones[k % 6], "" if k == student else "//") for k, v in enumerate(z)]
-    fig = Figure(figsize=(8.4, 3.4))
-    _bars(fig.subplots(), [*rows, ("received", metrics.softmax(m, tau), "#ffa90e", "..")], names)
-    fig.axes[0].set(ylabel="probability", title=f"tau = {tau:g}")
-    return fig
+    rows.append(("received", metrics.softmax(m, tau), "#ffa90e", ".."))
+    return _predictions((8.4, 3.4), f"tau = {tau:g}", rows, names)
 
 
 @look()

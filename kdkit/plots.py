@@ -58,10 +58,7 @@ def wanted(name: str | None, preset_name: str, seeds: int | Iterable[int]) -> li
     seeds = range(seeds) if isinstance(seeds, int) else list(seeds)
     runs = [preset(preset_name, **{**fields, "seed": seed})
             for spec in specs for fields in spec.runs for seed in seeds]
-    first = {}
-    for run in runs:
-        first.setdefault(store.run_id(run), run)
-    return list(first.values())
+    return list({store.run_id(run): run for run in runs}.values())
 
 
 def draw_class_maximum(records: list[Record], **given) -> Figure:

@@ -95,12 +95,6 @@ def paired(ours: dict[int, float], control: dict[int, float]) -> dict[str, Any]:
     return {"difference": d, "half_width": half, "pairs": n, "shown": bool(abs(d) > half)}
 
 
-def of_deployed(record: Record, values: list[float]) -> float:
-    """The deployed student's value, or the mean over all where any of them may be deployed."""
-    i = record.result["deployed"]
-    return float(np.mean(values) if i is None else values[i])
-
-
 def control_label(record: Record) -> str:
     """The label of the runs that are the fair comparison with this one; "" if there are none."""
     given = make(record.run).control()
@@ -237,20 +231,20 @@ def reliability(records: list[Record], bins: int = 10) -> pd.DataFrame:
     the share of predictions in it, and the run's expected calibration error `ece`."""
     rows = []
     for name, group in grouped(records).items():
-        sure, right = [], []
+        sure, right, errors = [], [], []
         for r in group:
-            z, _ = logits(r)
             i = r.result["deployed"]
-            p = metrics.softmax(z if i is None else z[i : i + 1])  # (m or 1, N, K)
+            used = slice(None) if i is None else slice(i, i + 1)  # any student, or that one
+            p = metrics.softmax(logits(r)[0][used])  # (m or 1, N, K)
             sure.append(p.max(-1).ravel())
             right.append((p.argmax(-1) == test_set(r.run.data)[1]).ravel())
+            errors.append(np.mean(r.result["calibration_error"][used]))
         sure, right = np.concatenate(sure), np.concatenate(right)
         at = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
-        ece = {r.run.seed: of_deployed(r, r.result["calibration_error"]) for r in group}
         for b in np.unique(at):
             rows.append({"method": group[0].run.method, "label": name, "bin": int(b),
                          "confidence": sure[at == b].mean(), "accuracy": right[at == b].mean(),
-                         "share": float((at == b).mean()), "ece": np.mean(list(ece.values())),
+                         "share": float((at == b).mean()), "ece": np.mean(errors),
                          "n": len(group)})
     return frame(rows, records)
 
