@@ -6,7 +6,7 @@ ImageNet, a `Folders` (JPEG files behind a DataLoader). Both have the same attri
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -91,8 +91,22 @@ def augmented(x: Tensor, augment: str, generator: Generator | None) -> Tensor:
     return planes.gather(2, place.view(b, 1, h * w).expand(-1, c, -1)).view(b, c, h, w)
 
 
+@dataclass(frozen=True, eq=False)
 class _Base:
-    """What data in memory and data in folders share."""
+    """What data in memory and data in folders share: C channels, H x W pixels, N training and M
+    test images, K classes. y (N,) and y_test (M,) int64 are on the device that batches go to;
+    shape = (C, H, W); mean and std per channel in units of 0..1."""
+
+    name: str
+    classes: int
+    shape: tuple[int, int, int]
+    x: Any = field(repr=False)
+    y: Tensor = field(repr=False)
+    x_test: Any = field(repr=False)
+    y_test: Tensor = field(repr=False)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...] = field(repr=False)
 
     @cached_property
     def _scale(self) -> tuple[Tensor, Tensor]:
@@ -146,22 +160,7 @@ class _Base:
 
 @dataclass(frozen=True, eq=False)
 class Data(_Base):
-    """A data set in memory. C channels, H x W pixels, N training and M test images, K classes.
-
-    x (N, C, H, W) uint8, y (N,) int64, x_test (M, C, H, W) uint8, y_test (M,) int64, all on one
-    device; shape = (C, H, W); mean and std per channel in units of 0..1.
-    """
-
-    name: str
-    classes: int
-    shape: tuple[int, int, int]
-    x: Tensor = field(repr=False)
-    y: Tensor = field(repr=False)
-    x_test: Tensor = field(repr=False)
-    y_test: Tensor = field(repr=False)
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    class_names: tuple[str, ...]
+    """A data set in memory: x (N, C, H, W) and x_test (M, C, H, W) uint8, on the same device."""
 
     def batch(self, index: Tensor, augment: str, generator: Generator | None) -> Tensor:
         """Training images at `index` (B,), augmented and normalised: (B, C, H, W) float32."""
@@ -177,28 +176,20 @@ class Data(_Base):
         batches without changing the others. `subset` (n,) int64 restricts the epoch to those
         positions (a probe, all but a held-out split). ValueError: batch or start out of range.
         """
-        if augment not in AUGMENT:
-            raise ValueError(f"augment={augment!r}: allowed are {', '.join(AUGMENT)}")
         plan = self._plan(train, batch, generator, start, subset)
-        return self._steps(plan, augment if train else None)
-
-    def _steps(self, plan: list[tuple[Tensor, int]], augment: str | None) -> Iterator[Step]:
-        for index, seed in plan:
-            index = index.to(self.y.device)
-            if augment is None:
-                yield self.normalise(self.x_test[index]), self.y_test[index], index
-            else:
-                own = Generator().manual_seed(seed)
-                yield self.batch(index, augment, own), self.y[index], index
+        plan = [(index.to(self.y.device), seed) for index, seed in plan]
+        if not train:
+            return ((self.normalise(self.x_test[i]), self.y_test[i], i) for i, _ in plan)
+        augmented(self.x[:0], augment, None)  # a wrong name is told now, not at the first batch
+        return ((self.batch(i, augment, Generator().manual_seed(seed)), self.y[i], i)
+                for i, seed in plan)
 
 
 class _Images(torch.utils.data.Dataset):
     """An image folder whose item (position, seed) draws its augmentation from the seed alone."""
 
-    def __init__(self, folder: Any, order: list[int] | None = None):
-        samples = folder.samples
-        self.folder = folder
-        self.samples = samples if order is None else [samples[i] for i in order]
+    def __init__(self, folder: Any, order: Iterable[int]):
+        self.folder, self.samples = folder, [folder.samples[i] for i in order]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -210,38 +201,21 @@ class _Images(torch.utils.data.Dataset):
             return self.folder.transform(self.folder.loader(path)), y, item[0]
 
 
-class _Visits(list):
-    """A plan as a DataLoader wants it: lists of (position, seed); refilled for each epoch."""
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return (_visit(index, Generator().manual_seed(seed)) for index, seed in super().__iter__())
-
-
 def _visit(index: Tensor, generator: Generator) -> list[tuple[int, int]]:
+    """Items of `_Images` for the images at `index`, each with a seed of its own."""
     seeds = torch.randint(2**62, index.shape, generator=generator, device=generator.device)
     return list(zip(index.tolist(), seeds.tolist(), strict=True))
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Folders(_Base):
     """ImageNet's kind: a folder a class. As `Data`, but x and x_test are folders, not tensors.
 
-    `x[position, seed]` is (uint8 image (3, 224, 224), class, position). y and y_test are tensors on
-    `device`, where batches go too. `workers` processes decode; they do not change what comes out.
+    `x[position, seed]` is (uint8 image (3, 224, 224), class, position). `workers` processes decode;
+    they do not change what comes out.
     """
 
-    name: str
-    classes: int
-    shape: tuple[int, int, int]
-    x: _Images = field(repr=False)
-    y: Tensor = field(repr=False)
-    x_test: _Images = field(repr=False)
-    y_test: Tensor = field(repr=False)
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    class_names: tuple[str, ...] = field(repr=False)
     workers: int = 0
-    _loaders: dict = field(default_factory=dict, init=False, repr=False)
 
     def batch(self, index: Tensor, augment: str, generator: Generator) -> Tensor:
         """As `Data.batch`, decoded in this process; the augmentation is always ImageNet's."""
@@ -249,19 +223,14 @@ class Folders(_Base):
 
     def batches(self, train: bool, batch: int, augment: str, generator: Generator | None,
                 start: int = 0, subset: Tensor | None = None) -> Iterator[Step]:
-        """As `Data.batches`; `augment` is ignored: random resized crop and flip when training.
-
-        One epoch of each kind at a time: beginning the next one ends the one before.
-        """
-        if train not in self._loaders:  # kept, so that its workers live from epoch to epoch
-            visits, gpu = _Visits(), self.y.device.type == "cuda"
-            self._loaders[train] = visits, torch.utils.data.DataLoader(
-                self.x if train else self.x_test, batch_sampler=visits, num_workers=self.workers,
-                persistent_workers=self.workers > 0, pin_memory=gpu, generator=Generator())
-        visits, loader = self._loaders[train]
-        visits[:] = self._plan(train, batch, generator, start, subset)
-        return ((self.normalise(x.to(self.y.device, non_blocking=True)), y.to(self.y.device),
-                 index.to(self.y.device)) for x, y, index in loader)
+        """As `Data.batches`; `augment` is ignored: random resized crop and flip when training."""
+        plan, device = self._plan(train, batch, generator, start, subset), self.y.device
+        visits = (_visit(index, Generator().manual_seed(seed)) for index, seed in plan)
+        loader = torch.utils.data.DataLoader(
+            self.x if train else self.x_test, batch_sampler=visits, num_workers=self.workers,
+            pin_memory=device.type == "cuda", generator=Generator())
+        return ((self.normalise(x.to(device, non_blocking=True)), y.to(device), index.to(device))
+                for x, y, index in loader)
 
 
 def _lesson() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -297,11 +266,10 @@ def _imagenet(device: torch.device, n_train: int, folder: Path, workers: int | N
         raise ValueError(f"{folder}: train and val must hold the same classes, only one has {odd}")
     y, spec = torch.tensor(train.targets), SETS["imagenet"]
     order = _prefix("imagenet", y, len(train.classes), n_train)
-    x = _Images(train, None if order is None else order.tolist())
     return Folders("imagenet", len(train.classes), (3, 224, 224),
-                   x, (y if order is None else y[order]).to(device),
-                   _Images(test), torch.tensor(test.targets, device=device), spec.mean, spec.std,
-                   tuple(train.classes),
+                   _Images(train, order.tolist()), y[order].to(device),
+                   _Images(test, range(len(test))), torch.tensor(test.targets, device=device),
+                   spec.mean, spec.std, tuple(train.classes),
                    min(8, os.cpu_count() or 1) if workers is None else workers)
 
 
@@ -311,10 +279,10 @@ def _spec(name: str) -> _Set:
     return SETS[name]
 
 
-def _prefix(name: str, y: Tensor, classes: int, n_train: int) -> Tensor | None:
-    """Positions of the n_train images to keep, classes dealt out in turn; None: all, as stored."""
+def _prefix(name: str, y: Tensor, classes: int, n_train: int) -> Tensor:
+    """Positions of the n_train images to keep, classes dealt out in turn; 0: all, as stored."""
     if n_train == 0:
-        return None
+        return torch.arange(len(y))
     if not classes <= n_train <= len(y):
         raise ValueError(f"n_train={n_train}: {name} allows {classes} (one a class) to {len(y)}, "
                          "or 0 for all")
@@ -349,8 +317,7 @@ def load(name: str, device: str | torch.device = "cpu", n_train: int = 0,
     else:
         x, y, x_test, y_test, names = read_cifar(name, folder, spec.classes)
     order = _prefix(name, y, spec.classes, n_train)
-    if order is not None:
-        x, y = x[order], y[order]
+    x, y = x[order], y[order]
     if name == "fashion_mnist32":
         x, x_test = (F.pad(v, [2] * 4).expand(-1, 3, -1, -1).contiguous() for v in (x, x_test))
     return Data(name, spec.classes, tuple(x.shape[1:]), x.to(device), y.to(device),

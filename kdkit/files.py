@@ -164,9 +164,8 @@ def find(family: str, root: str | os.PathLike | None) -> Path:
     else:
         tv = torchvision_set(family)
         subs, need = (tv.base_folder, "."), [f for f, _ in tv.train_list + tv.test_list]
-    home = os.environ.get("KDKIT_DATA")
-    roots = [root] if root else [home, "data"] if home else ["data"]
-    places = [Path(r) / s for r in roots for s in subs]
+    roots = [root] if root else [os.environ.get("KDKIT_DATA"), "data"]
+    places = [Path(r) / s for r in roots if r for s in subs]
     places += [SYSTEM] if family == "fashion_mnist" and not root else []
     for place in places:
         if all((place / f).exists() or (place / f"{f}.gz").exists() for f in need):

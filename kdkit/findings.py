@@ -24,6 +24,18 @@ def verdict(what: str, other: str, row, unit: str = "points", digits: int = 2) -
     return f"{seen}, inside its 95 % interval of ± {half:.{digits}f} (n = {n}): not shown."
 
 
+def gap(ours: pd.Series, other: pd.Series) -> dict:
+    """The difference of two rows, paired by seed."""
+    a, b = ({int(k[5:]): float(row[k]) for k in row.index if k.startswith("seed ")
+             and row[k] == row[k]} for row in (ours, other))
+    return tables.paired(a, b)
+
+
+def each(table: pd.DataFrame, text: str) -> str:
+    """`text` with every row's values put in."""
+    return ", ".join(text.format(**row) for row in table.to_dict("records"))
+
+
 def seeds(table: pd.DataFrame) -> str:
     """How many seeds, in words."""
     n = int(table["n"].max())
@@ -33,8 +45,8 @@ def seeds(table: pd.DataFrame) -> str:
 def say_accuracy(table: pd.DataFrame) -> list[str]:
     """Every accuracy, then every difference to its control."""
     ours = table[table["method"] != ""]
-    each = ", ".join(f"{r['label']} {said(r['mean'], r['sd'])}" for _, r in table.iterrows())
-    return [f"Test accuracy in percent over {seeds(ours)}: {each}.",
+    told = ", ".join(f"{r['label']} {said(r['mean'], r['sd'])}" for _, r in table.iterrows())
+    return [f"Test accuracy in percent over {seeds(ours)}: {told}.",
             *(verdict(r["label"], r["control"], r) for _, r in ours.iterrows() if r["control"])]
 
 
@@ -47,29 +59,21 @@ def say_sweep(table: pd.DataFrame, x: str) -> list[str]:
         name = tables.method_class(t["method"].iloc[0]).title
         out.append(f"{name} is best at {x} = {best[x]:g} with {said(best['mean'], best['sd'])} %.")
         if first[x] < last[x]:
-            gap = tables.paired(_by_seed(last), _by_seed(first))
-            out.append(verdict(f"{name} with {x} = {last[x]:g}", f"{x} = {first[x]:g}", gap))
+            out.append(verdict(f"{name} with {x} = {last[x]:g}", f"{x} = {first[x]:g}",
+                               gap(last, first)))
     return [*say_accuracy(table), *out]
-
-
-def _by_seed(row: pd.Series) -> dict[int, float]:
-    """A row's values by seed."""
-    return {int(k[5:]): float(v) for k, v in row.items()
-            if str(k).startswith("seed ") and v == v}
 
 
 def say_curves(table: pd.DataFrame) -> list[str]:
     """First and last value of each curve; what training accuracy is above the probe's."""
     last = table[table["epoch"] == table["epoch"].max()]
-    each = ", ".join(f"{r['label']} {r['quantity'].removesuffix(' (%)')} {r['mean']:.4g}"
-                     for _, r in last.iterrows())
-    out = [f"Curves over {table['epoch'].max()} epochs, {seeds(table)}; at the end: {each}."]
+    told = each(last, "{label} {quantity} {mean:.4g}").replace(" (%)", "")
+    out = [f"Curves over {table['epoch'].max()} epochs, {seeds(table)}; at the end: {told}."]
     for name, t in last.groupby("label", sort=False):
         at = {r["quantity"]: r for _, r in t.iterrows()}
-        train, probe = at.get("training accuracy (%)"), at.get("probe accuracy (%)")
-        if train is not None and probe is not None:
-            gap = tables.paired(_by_seed(train), _by_seed(probe))
-            out.append(verdict(f"{name}'s training accuracy", "that on the probe", gap))
+        if at.keys() >= {"training accuracy (%)", "probe accuracy (%)"}:
+            out.append(verdict(f"{name}'s training accuracy", "that on the probe",
+                               gap(at["training accuracy (%)"], at["probe accuracy (%)"])))
     for (name, what), t in table.groupby(["label", "quantity"], sort=False):
         if what == "probe accuracy (%)":
             top = t.loc[t["mean"].idxmax()]
@@ -82,16 +86,15 @@ def say_diversity(table: pd.DataFrame) -> list[str]:
     """The order at the end of training; each against the first kind of run, the upper bound."""
     last = table[table["epoch"] == table["epoch"].max()]
     order = last.sort_values("mean", ascending=False)
-    each = ", ".join(f"{r['label']} {said(r['mean'], r['sd'], digits=4)}"
+    told = ", ".join(f"{r['label']} {said(r['mean'], r['sd'], digits=4)}"
                      for _, r in order.iterrows())
     first = last.iloc[0]
     top = "has" if order["label"].iloc[0] == first["label"] else "has not"
     return [f"Mean distance between peers' predictions over the epochs, {seeds(table)}; at the "
-            f"end, from the most diverse: {each}.",
+            f"end, from the most diverse: {told}.",
             f"{first['label']}, whose students do not teach each other, {top} the most diverse "
             "peers at the end.",
-            *(verdict(f"{r['label']}'s diversity", f"{first['label']}'s",
-                      tables.paired(_by_seed(r), _by_seed(first)), "", 4)
+            *(verdict(f"{r['label']}'s diversity", f"{first['label']}'s", gap(r, first), "", 4)
               for _, r in last.iloc[1:].iterrows())]
 
 
@@ -116,12 +119,10 @@ def say_attention(table: pd.DataFrame) -> list[str]:
 
 def say_ensembles(table: pd.DataFrame) -> list[str]:
     """What each ensemble gains, and whether the most diverse group gains most."""
-    each = ", ".join(f"{r['label']} {r['single']:.2f} → {r['ensemble']:.2f}"
-                     for _, r in table.iterrows())
     most, best = (table.loc[table[c].idxmax(), "label"] for c in ("diversity", "mean"))
     order = table["diversity"].rank().corr(table["mean"].rank())
     return [f"Mean accuracy of single students and of their ensemble in percent, {seeds(table)}: "
-            f"{each}.",
+            f"{each(table, '{label} {single:.2f} → {ensemble:.2f}')}.",
             *(verdict(f"{r['label']}'s ensemble", "its single students", r)
               for _, r in table.iterrows()),
             f"The most diverse peers are {most}'s; the largest gain is {best}'s "
@@ -131,21 +132,21 @@ def say_ensembles(table: pd.DataFrame) -> list[str]:
 
 def say_correlation(table: pd.DataFrame) -> list[str]:
     """Students and collection against the teacher, at each temperature."""
-    each = ", ".join(f"{r['who']} {r['mean']:.3f} (T = {r['T']:g})" for _, r in table.iterrows())
-    return [f"Mean number of classes above 1/K over the test images, {seeds(table)}: {each}.",
+    return [f"Mean number of classes above 1/K over the test images, {seeds(table)}: "
+            f"{each(table, '{who} {mean:.3f} (T = {T:g})')}.",
             *(verdict(f"At T = {r['T']:g} the correlation number of {r['who'].lower()}",
                       "the teacher's", r, "", 3) for _, r in table.iterrows() if r["control"])]
 
 
 def say_distributions(table: pd.DataFrame) -> list[str]:
     """Do entropy and correlation number order the two distributions alike?"""
-    a, b = (t.iloc[0] for _, t in table.groupby("distribution", sort=False))
-    sign = [np.sign(a[c] - b[c]) for c in ("entropy", "correlation_number")]
-    each = ", ".join(f"{r['distribution']} has entropy {r['entropy']:.3f} nats and correlation "
-                     f"number {r['correlation_number']}" for r in (a, b))
-    return [f"Two distributions over ten classes: {each}.",
+    two = table.drop_duplicates("distribution")
+    sign = np.sign(two[["entropy", "correlation_number"]].diff().iloc[1])
+    told = each(two, "{distribution} has entropy {entropy:.3f} nats and correlation number "
+                     "{correlation_number}")
+    return [f"Two distributions over ten classes: {told}.",
             f"Entropy and correlation number order them "
-            f"{'alike' if sign[0] == sign[1] else 'in opposite ways'}: only the second counts how "
+            f"{'alike' if sign.nunique() == 1 else 'in opposite ways'}: only the second counts how "
             "many classes stand out."]
 
 
@@ -157,10 +158,9 @@ def say_reliability(table: pd.DataFrame) -> list[str]:
         out.append(f"{name} is {100 * abs(gap):.1f} points {'over' if gap > 0 else 'under'}"
                    f"confident on average; expected calibration error {t['ece'].iloc[0]:.3f}.")
     firsts = table.drop_duplicates("label")
-    each = ", ".join(f"{r['label']} {r['ece']:.3f}" for _, r in firsts.iterrows())
     best = firsts.loc[firsts["ece"].idxmin(), "label"]
     return [f"Accuracy against confidence; expected calibration errors over {seeds(table)}: "
-            f"{each}.", *out, f"The smallest error is {best}'s."]
+            f"{each(firsts, '{label} {ece:.3f}')}.", *out, f"The smallest error is {best}'s."]
 
 
 def say_class_maximum(table: pd.DataFrame) -> list[str]:

@@ -1,5 +1,6 @@
 """The figures by name: which runs each shows, its table, its picture, and what the numbers say."""
 
+# ruff: noqa: F405
 import base64
 import html as markup
 import io
@@ -18,18 +19,7 @@ from matplotlib.figure import Figure
 
 from . import pictures, store, tables
 from .config import Run, choose, preset
-from .findings import (
-    say_accuracy,
-    say_attention,
-    say_class_maximum,
-    say_correlation,
-    say_curves,
-    say_distributions,
-    say_diversity,
-    say_ensembles,
-    say_reliability,
-    say_sweep,
-)
+from .findings import *  # noqa: F403  and every say_*
 from .pictures import *  # noqa: F403  every draw_* is found here
 from .store import Record
 from .tables import label, said  # noqa: F401
@@ -218,12 +208,15 @@ def save(fig: Figure, name: str, alt: str, table: pd.DataFrame) -> Path:
     return path.with_name(f"{name}.png")
 
 
+_CANVAS = FigureCanvasAgg(Figure())  # one for all: it remembers how wide texts are
+
+
 @pictures.look()
 def html(fig: Figure, alt: str) -> str:
     """The figure as an <img> that carries its alt text."""
-    buffer = io.BytesIO()
+    buffer, _CANVAS.figure = io.BytesIO(), fig
     fig.set_dpi(110)
-    FigureCanvasAgg(fig).print_png(buffer, pil_kwargs={"compress_level": 1})  # savefig draws twice
+    _CANVAS.print_png(buffer, pil_kwargs={"compress_level": 1})  # savefig would draw twice
     return (f'<img alt="{markup.escape(alt)}" style="max-width:100%" '
             f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">')
 

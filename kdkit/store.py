@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -137,13 +138,13 @@ class Record:
     def arrays(self) -> dict[str, np.ndarray]:
         """For each of E epochs: pair_distance (E, m, m), probe_logits (E, m, 64, K), and what the
         method watched, such as attention (E, m-1, m-1); and probe_index (64,)."""
-        return _load_npz(self.path / "history.npz")
+        return dict(np.load(self.path / "history.npz", allow_pickle=False))
 
     @cached_property
     def test_logits(self) -> dict[str, np.ndarray]:
         """students (m, N, K) and, where there is one, teacher (N, K), in the test file's order;
         above 200 classes the last axis holds eleven, whose classes are in `*_classes`."""
-        return _load_npz(self.path / "test_logits.npz")
+        return dict(np.load(self.path / "test_logits.npz", allow_pickle=False))
 
     def model(self, device: str = "cpu") -> nn.Module:
         """The trained students, in eval mode, frozen."""
@@ -162,24 +163,21 @@ def run_from(fields: dict) -> Run:
         raise ValueError(f"not a run of this version: {e}") from e
 
 
-def _load_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as z:
-        return dict(z)
+def _blob(save: Callable, content) -> bytes:
+    """What `save(content, file)` writes."""
+    buffer = io.BytesIO()
+    save(content, buffer)
+    return buffer.getvalue()
 
 
 def save(run: Run, meta: dict, weights: dict, files: dict[str, dict[str, np.ndarray]]) -> Record:
     """Write a finished run; `record.json` last. files: name -> arrays of an .npz file."""
-    path, sums = root() / run_id(run), {}
-    buffer = io.BytesIO()
-    torch.save(weights, buffer)
-    blobs = {"weights.pt": buffer.getvalue()}
-    for name, arrays in files.items():
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
-        blobs[name] = buffer.getvalue()
+    path = root() / run_id(run)
+    blobs = {"weights.pt": _blob(torch.save, weights)}
+    blobs |= {k: _blob(lambda v, f: np.savez_compressed(f, **v), a) for k, a in files.items()}
     for name, blob in blobs.items():
         write(path / name, blob)
-        sums[name] = hashlib.sha256(blob).hexdigest()
+    sums = {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
     flat = {f"{k}.{n}": v for k, state in weights.items() for n, v in state.items()}
     meta = {"format": FORMAT, "id": path.name, "run": dataclasses.asdict(run), **meta,
             "code": source_digest(method_class(run.method)), "created": round(time.time()),
@@ -215,9 +213,7 @@ def packed(z: np.ndarray, t: np.ndarray | None, y: np.ndarray) -> tuple:
 
 def write_checkpoint(run: Run, state: dict) -> None:
     """A checkpoint of tensors, numbers and text, whole or not at all, with its checksum first."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    blob = buffer.getvalue()
+    blob = _blob(torch.save, state)
     write(root() / run_id(run) / "checkpoint.pt", hashlib.sha256(blob).digest() + blob)
 
 
@@ -292,15 +288,13 @@ def find(run: Run, mend: bool = False) -> Record | None:
 def records() -> tuple[list[Record], list[Path], list[Path]]:
     """(finished runs by age, folders of unfinished ones, damaged ones) in the store."""
     done, under_way, damaged = [], [], []
-    for path in sorted(root().iterdir()) if root().is_dir() else []:
-        if not (ID.fullmatch(path.name) and path.is_dir()):
-            continue
-        if not (path / "record.json").exists():
-            if any(OURS.fullmatch(p.name) for p in path.iterdir()):  # else it is not of the store
-                under_way.append(path)
-            continue
+    for path in sorted(p for p in root().glob("*") if ID.fullmatch(p.name) and p.is_dir()):
+        inside = {p.name for p in path.iterdir()}
         try:
-            done.append(read(path))
+            if "record.json" in inside:
+                done.append(read(path))
+            elif any(map(OURS.fullmatch, inside)):  # else it is not of the store
+                under_way.append(path)
         except ValueError:
             damaged.append(path)
     return sorted(done, key=lambda r: r.meta["created"]), under_way, damaged
@@ -316,54 +310,59 @@ def lock(run: Run):
     path.parent.mkdir(parents=True, exist_ok=True)
     held = filelock.FileLock(path)
     try:
-        held.acquire(blocking=False)
+        locked = held.acquire(blocking=False)
     except filelock.Timeout:
         say(f"another process is training {run.method} (run {path.stem}): waiting for it")
-        held.acquire()
-    try:
+        locked = held.acquire()
+    with locked:
         yield
-    finally:
-        held.release()
 
 
 def leftovers() -> list[tuple[Path, str]]:
     """What `gc` would clear: (path, why). Foreign files are never listed."""
-    found = []
-    for path in sorted(root().iterdir()) if root().is_dir() else []:
-        name = path.name
-        if re.fullmatch(r"[0-9a-f]{12}\.damaged-[0-9a-f]+", name):
-            found.append((path, "a damaged record that was set aside"))
-        elif re.fullmatch(r"[0-9a-f]{12}\.lock", name) and _free(path):
-            found.append((path, "a lock that nobody holds"))
-        elif ID.fullmatch(name) and path.is_dir() and _free(path.with_name(f"{name}.lock")):
-            inside = {p: OURS.fullmatch(p.name) for p in sorted(path.iterdir())}
-            found += [(p, "a damaged checkpoint that was set aside" if "damaged" in m[2] else
-                       "a half-written file") for p, m in inside.items() if m and m[2]]
-            if (path / "record.json").exists():
-                found += [(p, "left over from a finished run")
-                          for p in (path / "checkpoint.pt", path / "progress.json") if p.exists()]
-            elif not (path / "checkpoint.pt").exists() and inside and all(inside.values()):
-                found.append((path, "a run that never came to a checkpoint"))
-    return found
+    keys = sorted({p.name[:12] for p in root().glob("*") if ID.match(p.name)})
+    return [found for key in keys if _free(key) for found in _stale(key)]
 
 
-def _free(path: Path) -> bool:
-    if not path.exists():
+def _free(key: str) -> bool:
+    held = filelock.FileLock(root() / f"{key}.lock")
+    with suppress(filelock.Timeout):
+        if Path(held.lock_file).exists():
+            held.acquire(blocking=False)
+            held.release()
         return True
-    held = filelock.FileLock(path)
-    try:
-        held.acquire(blocking=False)
-    except filelock.Timeout:
-        return False
-    held.release()
-    return True
+    return False
+
+
+def _stale(key: str) -> Iterator[tuple[Path, str]]:
+    """The leftovers of a run that no process is training."""
+    folder = root() / key
+    inside = {p.name: OURS.fullmatch(p.name) for p in sorted(folder.glob("*"))}
+    for name, m in inside.items():
+        if m and m[2]:
+            yield folder / name, ("a damaged checkpoint that was set aside" if "damaged" in m[2]
+                                  else "a half-written file")
+        elif "record.json" in inside and name in ("checkpoint.pt", "progress.json"):
+            yield folder / name, "left over from a finished run"
+    needed = inside.keys() & {"record.json", "checkpoint.pt"}
+    if folder.is_dir() and not needed and all(inside.values()):
+        yield folder, "a run that never came to a checkpoint"
+    for path in sorted(root().glob(f"{key}.*")):
+        if re.fullmatch(r"\.damaged-[0-9a-f]+", path.name[12:]):
+            yield path, "a damaged record that was set aside"
+        elif path.name[12:] == ".lock":
+            yield path, "a lock that nobody holds"
 
 
 def clear(path: Path) -> None:
-    """Delete one leftover, file or folder, unless a process has begun to use it."""
-    run = path if path.parent == root() else path.parent
-    held = filelock.FileLock(root() / f"{run.name[:12]}.lock")
+    """Delete one leftover, file or folder, unless a process uses it, or has by now made use of it.
+
+    The run's lock file is deleted last, while it is held: who opened it meanwhile takes a new one.
+    """
+    key = (path if path.parent == root() else path.parent).name[:12]
+    held = filelock.FileLock(root() / f"{key}.lock")
     with suppress(filelock.Timeout), held.acquire(blocking=False):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if path in dict(_stale(key)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         with suppress(OSError):  # Windows does not delete a file that is open
             Path(held.lock_file).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ Under KDKIT_BATCH=1 it shows the picture and the line once, without controls. Di
 trait assignment only, so that a callback on any thread works; core ipywidgets only.
 """
 
+import gc
 import html
 import json
 import os
@@ -26,7 +27,6 @@ from IPython.display import HTML, display
 
 from . import metrics, plots, store, tables
 from .config import Run
-from .data import load
 from .methods import DCKD, fields, make, method_class, methods, resolve
 from .papers import runs
 from .store import Record
@@ -77,6 +77,7 @@ def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
 
     def redraw(_=None):
         with busy, plots.look():  # two quick changes may come on two threads
+            gc.disable()  # else it pauses between a key and its picture
             try:
                 values = {k: c.value for k, c in controls.items()}  # rounded: 0.3, not 0.1 + 0.2
                 fig, text = draw(**{k: round(v, 6) if isinstance(v, float) else v
@@ -87,6 +88,8 @@ def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
                 line.value = f"<p>{html.escape(f'{type(e).__name__}: {e}')}</p>"
                 if store.quiet():
                     raise
+            finally:
+                gc.enable()
 
     redraw()
     for key, control in controls.items():
@@ -186,21 +189,17 @@ def collection(record: Record, image: int | None = None) -> None:
 def class_map(record: Record, tau: float = 4.0) -> None:
     """Class maxima of teacher and student for one class, and the images behind a peak (DCKD's
     Figures 2 and 3; their temperature is not in the text: `tau` is a choice)."""
-    (z, z_t), names = tables.logits(record), record.meta["class_names"]
-    if z_t is None:
-        raise ValueError(f"run {record.id} ({record.run.method}) has no teacher to show")
-    data = load(record.run.data)
-    y, pairs = data.y_test.numpy(), [(n, i) for i, n in enumerate(names)]
+    names, (x, y) = record.meta["class_names"], tables.test_set(record.run.data)
+    pairs = [(name, i) for i, name in enumerate(names)]
 
     def draw(of, peak, tau):
-        mine = np.flatnonzero(y == of)
-        p, q = metrics.softmax(z[0, mine], tau), metrics.softmax(z_t[mine], tau)  # (n, K)
-        behind = mine[np.argsort(-p[:, peak])[:4]]
-        text = (f"largest p({names[peak]}) over the {len(mine)} images of {names[of]}, tau = "
-                f"{tau:g}: student {p[:, peak].max():.3f}, teacher {q[:, peak].max():.3f}; "
-                f"test images {', '.join(map(str, behind))}")
-        images = data.x_test[behind].numpy()
-        return plots.draw_class_map(p.max(0), q.max(0), of, peak, images, names), text
+        table = tables.class_maximum([record], of, 0, tau)
+        p, q, behind = table.loc[peak, ["student", "teacher", "images"]]
+        text = (f"largest p({names[peak]}) over the {(y == of).sum()} images of {names[of]}, tau = "
+                f"{tau:g}: student {p:.3f}, teacher {q:.3f}; test images "
+                f"{behind.replace(' ', ', ')}")
+        return plots.draw_class_map(table["student"], table["teacher"], of, peak,
+                                    x[[int(i) for i in behind.split()]], names), text
 
     present(panel("class-map", draw, of=choice("class", pairs),
                   peak=choice("peak", pairs, 6 % len(names)),
@@ -329,19 +328,17 @@ class Trainer:
         while child.poll() is None:
             time.sleep(0.4)
             with suppress(OSError):  # not begun, its teacher is trained first, or just finished
-                self.look(json.loads(path.read_bytes()))
+                history = json.loads(path.read_bytes())
+                if len(history) > self.bar.value and not self.halt.disabled:
+                    text = f"epoch {len(history)} of {run.epochs}"
+                    picture = plots.html(plots.draw_progress(history, text), f"curves, {text}")
+                    self.curve.value, self.bar.value, self.note.value = picture, len(history), text
         if store.find(run):
             self.bar.value, self.curve.value = run.epochs, ""  # it is drawn above
         else:
             note = last_line(said) or "stopped before anything was trained"
         self.child, self.halt.disabled, self.note.value = None, True, html.escape(note)
         self.finished()
-
-    def look(self, history: list[dict]) -> None:
-        if len(history) > self.bar.value and not self.halt.disabled:
-            text = f"epoch {len(history)} of {self.bar.max}"
-            self.curve.value = plots.html(plots.draw_progress(history, text), f"curves, {text}")
-            self.bar.value, self.note.value = len(history), text
 
 
 def ablation_lab(lab: Lab, method: str = "") -> None:

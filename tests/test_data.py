@@ -44,7 +44,7 @@ def tiny(n=40, m=20, classes=5, shape=(3, 32, 32), seed=1):
 
 
 def script():
-    path = Path(kd.__file__).parent / "assets" / "make_lesson.py"
+    path = Path(__file__).parents[1] / "benchmarks" / "make_lesson.py"
     spec = importlib.util.spec_from_file_location("make_lesson", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -412,7 +412,8 @@ def test_an_empty_store(runs):
 # ---- the id ----
 
 OTHER = dict(method="okddip_kd", seed=1, data="fashion_mnist", student="resnet14",
-             teacher="resnet20", teacher_seed=1, n_train=100, epochs=31, batch=64, lr=0.2,
+             teacher="resnet20", teacher_seed=1, teacher_lr=0.3, pretrained=True,
+             teacher_pretrained=True, n_train=100, epochs=31, batch=64, lr=0.2,
              momentum=0.8, nesterov=False, weight_decay=1e-4, schedule="sgdr", milestones=(0.5,),
              T_0=0.5, T_mult=3, augment="flip", full_tests=1, precision="bf16", threads=2,
              compile=True, params=(("T", 2.0),))

@@ -1,6 +1,6 @@
 """Make lesson.npz from Fashion-MNIST's four original files.
 
-    python kdkit/assets/make_lesson.py FOLDER [--out kdkit/assets/lesson.npz]
+    python benchmarks/make_lesson.py FOLDER [--out kdkit/assets/lesson.npz]
 
 FOLDER holds the four .gz files, as their authors publish them or as Debian's dataset-fashion-mnist
 installs them. Debian has taken the file name and time out of the gzip headers and left the rest; so
@@ -35,7 +35,8 @@ def published_md5(path: Path) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Write lesson.npz. Errors: ValueError if a file is missing or its checksum differs."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout, installed or not
+    root = Path(__file__).resolve().parents[1]
+    sys.path.insert(0, str(root))  # a checkout, installed or not
     from torchvision.datasets import FashionMNIST
 
     from kdkit.data import interleave
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="holds Fashion-MNIST's four .gz files")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "lesson.npz")
+    parser.add_argument("--out", type=Path, default=root / "kdkit/assets/lesson.npz")
     args = parser.parse_args(argv)
     for name, md5 in FashionMNIST.resources:
         path = args.folder / name
