@@ -61,7 +61,7 @@ def _settle(fig, places: dict[tuple, list]) -> None:
     texts = [ax.texts for ax in on], [ax.get_yticklabels() for ax in on]
     key = str([[max((len(t.get_text()) for t in ts), default=0) for ts in kind] for kind in texts])
     if key not in places:
-        fig.draw_without_rendering()
+        fig.get_layout_engine().execute(fig)
         places[key] = [part.get_position() for part in parts]
     fig.set_layout_engine("none")
     for part, at in zip(parts, places[key], strict=True):

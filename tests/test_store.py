@@ -397,6 +397,38 @@ def test_what_a_process_uses_is_no_leftover(runs):
     assert list(runs.iterdir()) == []
 
 
+def test_what_is_finished_after_it_was_listed_is_kept(runs):
+    folder = runs / store.run_id(tiny())
+    folder.mkdir(parents=True)
+    (folder / "progress.json").write_text("[]")
+    (path, why), = store.leftovers()
+    assert path == folder and why == "a run that never came to a checkpoint"
+    record = train.get(tiny())  # while a person thinks about gc's question
+    store.clear(path)
+    assert store.find(tiny()).meta == record.meta
+
+
+def test_who_waits_for_a_lock_file_that_gc_deletes_takes_a_new_one(runs):
+    path, inside, done = runs / f"{store.run_id(tiny())}.lock", threading.Event(), threading.Event()
+
+    def work():
+        with store.lock(tiny()):
+            inside.set()
+            done.wait(60)
+
+    runs.mkdir()
+    first, second = filelock.FileLock(path), threading.Thread(target=work)
+    with first.acquire():
+        second.start()
+        time.sleep(0.3)  # it has opened the file, and waits
+        path.unlink()
+    assert inside.wait(60) and path.exists()
+    with pytest.raises(filelock.Timeout):
+        filelock.FileLock(path).acquire(blocking=False)
+    done.set()
+    second.join()
+
+
 def test_records_are_sorted_by_age(runs):
     first, second = train.get(tiny(seed=1)), train.get(tiny(seed=2))
     reseal(first.path, created=2000)
