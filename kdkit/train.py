@@ -109,7 +109,7 @@ def setup(run: Run) -> Job:
     net = store.students(run, data.shape, data.classes).eval()  # the probe changes no statistics
     if run.pretrained:
         for student in getattr(net, "nets", [net]):
-            student.load_state_dict(models.pretrained(run.student))
+            student.load_state_dict(models.pretrained(run.student, data.classes))
     index = torch.arange(2, device=device)
     x = data.batch(index, "none", torch.Generator())
     forward = placed(torch.compile(net) if run.compile else net, device)
@@ -172,8 +172,7 @@ def train_epoch(job: Job, stop: threading.Event, bar: tqdm) -> None:
     job.students.train()
     job.method.train()
     order = torch.Generator().manual_seed(seed_of(run.seed, "data", job.epoch))
-    for x, y, index in job.data.batches(True, run.batch, run.augment, order, job.step,
-                                          job.pool):
+    for x, y, index in job.data.batches(True, run.batch, run.augment, order, job.step, job.pool):
         terms, z = train_step(job, x, y, index)
         seen = {f"term.{k}": v for k, v in terms.items()}
         if z is not None:  # (m,)

@@ -40,17 +40,6 @@ def runs(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
-def call(capsys, *args):
-    """(exit code, standard output, lines of standard error)"""
-    capsys.readouterr()
-    try:
-        code = cli.main(list(args))
-    except SystemExit as e:
-        code = e.code
-    said = capsys.readouterr()
-    return code, said.out, said.err.splitlines()
-
-
 @pytest.mark.parametrize("args, says", [
     ("", "train, sweep"),
     ("trian kd", "did you mean train?"),
@@ -83,34 +72,34 @@ def call(capsys, *args):
     ("data lesson", "nothing to download"),
     ("list method", "did you mean methods"),
 ])
-def test_wrong_input_is_exit_2_and_one_line(args, says, runs, capsys):
-    code, out, err = call(capsys, *args.split())
+def test_wrong_input_is_exit_2_and_one_line(args, says, runs, call):
+    code, out, err = call(*args.split())
     assert (code, out, len(err)) == (2, "", 1)
     assert says in err[0] and err[0].startswith("kdkit: ")
     assert not runs.exists()
 
 
-def test_an_empty_method_is_refused(runs, capsys):
-    assert call(capsys, "train", "")[0] == 2
+def test_an_empty_method_is_refused(runs, call):
+    assert call("train", "")[0] == 2
 
 
-def test_missing_data_is_exit_2_and_names_the_command(runs, capsys, monkeypatch, tmp_path):
+def test_missing_data_is_exit_2_and_names_the_command(runs, call, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KDKIT_DATA", raising=False)
-    code, out, err = call(capsys, "train", "baseline", "--data", "cifar100", *TINY, "--json")
+    code, out, err = call("train", "baseline", "--data", "cifar100", *TINY, "--json")
     assert (code, out, len(err)) == (2, "", 1)
     assert "python -m kdkit data cifar100" in err[0] and "cifar-100-python" in err[0]
 
 
 @pytest.mark.parametrize("what, known", [
     ("methods", methods), ("models", models.models), ("datasets", data.datasets)])
-def test_list_gives_one_name_a_line(what, known, capsys):
-    code, out, err = call(capsys, "list", what)
+def test_list_gives_one_name_a_line(what, known, call):
+    code, out, err = call("list", what)
     assert (code, err) == (0, []) and out.splitlines() == list(known())
 
 
-def test_train_json(runs, capsys):
-    code, out, err = call(capsys, "train", "kd", *TINY, "--set", "T=2", "--json")
+def test_train_json(runs, call):
+    code, out, err = call("train", "kd", *TINY, "--set", "T=2", "--json")
     told = json.loads(out)
     assert code == 0 and out.count("\n") == 1 and set(told) == KEYS
     assert any("needs a teacher" in line for line in err)
@@ -120,23 +109,23 @@ def test_train_json(runs, capsys):
     assert (told["from_store"], told["resumed_at"], told["threads"]) == (False, None, 1)
     assert told["weights_sha256"] == record.meta["weights_sha256"]
 
-    again = json.loads(call(capsys, "train", "kd", *TINY, "--set", "T=2", "--json")[1])
+    again = json.loads(call("train", "kd", *TINY, "--set", "T=2", "--json")[1])
     assert again == {**told, "from_store": True}
-    fresh = json.loads(call(capsys, "train", "kd", *TINY, "--set", "T=2", "--json", "--fresh")[1])
+    fresh = json.loads(call("train", "kd", *TINY, "--set", "T=2", "--json", "--fresh")[1])
     assert not fresh["from_store"] and fresh["weights_sha256"] == told["weights_sha256"]
 
-    code, out, _ = call(capsys, "runs")
+    code, out, _ = call("runs")
     assert code == 0 and told["id"] in out and f"{told['top1_deployed']:.2f}" in out
-    code, out, _ = call(capsys, "doctor")
+    code, out, _ = call("doctor")
     assert code == 0 and "2 finished" in out and "precision" in out
 
 
-def test_a_loss_that_is_not_finite_is_exit_1_and_one_line(runs, capsys):
-    code, out, err = call(capsys, "train", "baseline", *TINY, "--set", "lr=1e30", "--json")
+def test_a_loss_that_is_not_finite_is_exit_1_and_one_line(runs, call):
+    code, out, err = call("train", "baseline", *TINY, "--set", "lr=1e30", "--json")
     assert (code, out, len(err)) == (1, "", 1) and "'ce' is not finite at epoch 0" in err[0]
 
 
-def test_a_method_of_the_learners_own(runs, tmp_path, capsys):
+def test_a_method_of_the_learners_own(runs, tmp_path, call):
     file = tmp_path / "own.py"
     file.write_text(OWN)
     shell = [sys.executable, "-m", "kdkit"]
@@ -148,18 +137,18 @@ def test_a_method_of_the_learners_own(runs, tmp_path, capsys):
                           text=True)
     assert done.returncode == 0 and "1 runs are stored" in done.stdout, done.stderr
     file.write_text("x = 1\ny = 1 / 0\n")
-    code, _, err = call(capsys, "train", *asked)
+    code, _, err = call("train", *asked)
     assert code == 2 and len(err) == 1 and "line 2: ZeroDivisionError" in err[0]
 
 
-def test_gc_tells_before_it_clears(runs, capsys):
+def test_gc_tells_before_it_clears(runs, call):
     (runs / ("0" * 12)).mkdir(parents=True)
     part = runs / ("0" * 12) / "weights.pt.7.part"
     part.write_bytes(b"half")
     (runs / "notes.txt").write_text("not ours")
-    code, out, _ = call(capsys, "gc")  # pytest's standard input is no terminal
+    code, out, _ = call("gc")  # pytest's standard input is no terminal
     assert code == 0 and str(part) in out and "cleared nothing" in out and part.exists()
-    code, out, _ = call(capsys, "gc", "--yes")
+    code, out, _ = call("gc", "--yes")
     assert code == 0 and "a half-written file" in out and not part.exists()
     assert [p.name for p in runs.iterdir()] == ["notes.txt"]
 
@@ -218,7 +207,7 @@ def test_a_stopped_sweep_stops_its_workers_which_save(runs, number):
     assert (state["epoch"], state["step"]) > (0, 0)
 
 
-def test_an_interrupted_run_is_exit_130_and_goes_on(runs, capsys, monkeypatch):
+def test_an_interrupted_run_is_exit_130_and_goes_on(runs, call, monkeypatch):
     def stop(job):
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -226,8 +215,8 @@ def test_an_interrupted_run_is_exit_130_and_goes_on(runs, capsys, monkeypatch):
     real = train.get
     monkeypatch.setattr(train, "get", lambda run, fresh=False: real(run, fresh, on_epoch=stop))
     asked = ["train", "baseline", *TINY, "--set", "epochs=2", "--json"]
-    code, out, err = call(capsys, *asked)
+    code, out, err = call(*asked)
     assert (code, out, len(err)) == (130, "", 1) and "goes on from there" in err[0]
     monkeypatch.setattr(train, "get", real)
-    told = json.loads(call(capsys, *asked)[1])
+    told = json.loads(call(*asked)[1])
     assert told["resumed_at"] == 1 and told["id"] == store.run_id(run)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdkit import batch, cli, data, files, machine, metrics, models, store, tables, train
+from kdkit import batch, data, files, machine, metrics, models, store, tables, train
 from kdkit.config import Run, lr_at
 from kdkit.data import SETS, Data
 from kdkit.methods import make, resolve
@@ -92,7 +92,7 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(train, "get", lambda run: SimpleNamespace(model=lambda: model(run)))
     monkeypatch.setattr(store, "find", lambda run: True)
     monkeypatch.setattr(models, "pretrained",
-                        lambda name: models.build(name, 3, 1000).state_dict())
+                        lambda name, classes: models.build(name, 3, 1000).state_dict())
     return asked
 
 
@@ -279,19 +279,8 @@ def runs(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
-def call(capsys, *args):
-    """(exit code, standard output, lines of standard error)"""
-    capsys.readouterr()
-    try:
-        code = cli.main(list(args))
-    except SystemExit as e:
-        code = e.code
-    said = capsys.readouterr()
-    return code, said.out, said.err.splitlines()
-
-
-def test_without_runs_every_cell_says_so(runs, capsys):
-    code, out, err = call(capsys, "table", "--json")
+def test_without_runs_every_cell_says_so(runs, call):
+    code, out, err = call("table", "--json")
     told = json.loads(out)
     assert (code, err, len(told)) == (0, [], 544) and not runs.exists()
     frame = cells()
@@ -300,7 +289,7 @@ def test_without_runs_every_cell_says_so(runs, capsys):
         assert (cell["ours"], cell["ours_std"], cell["n"], cell["run"]) == (None, None, 0, None)
         assert cell["published"] == (None if np.isnan(row.published) else row.published)
     for paper, table in frame[["paper", "table"]].drop_duplicates().itertuples(index=False):
-        code, out, err = call(capsys, "table", f"{paper}:{table}")
+        code, out, err = call("table", f"{paper}:{table}")
         part = frame[(frame["paper"] == paper) & (frame["table"] == table)]
         body = out.split("\n\n")[1].splitlines()[1:]
         assert len(body) == len(part) and all("not run" in line for line in body)
@@ -309,12 +298,12 @@ def test_without_runs_every_cell_says_so(runs, capsys):
             assert line.startswith(row.row) and ("" if np.isnan(row.published) else
                                                  f"{row.published:.2f}") in line
         assert "(choice)" in out
-    code, out, _ = call(capsys, "table")
+    code, out, _ = call("table")
     assert code == 0 and len(out.splitlines()) == 24 and "35 cells, 0 of them run here" in out
 
 
-def test_notes_are_numbered_once(runs, capsys):
-    out = call(capsys, "table", "okddip:8")[1]
+def test_notes_are_numbered_once(runs, call):
+    out = call("table", "okddip:8")[1]
     body, notes = out.split("\n\n")[1:3]
     assert [line.split(":")[0] for line in notes.splitlines() if line[0].isdigit()] == [*"1234567"]
     dml = next(line for line in body.splitlines() if "26.47" in line)
@@ -341,19 +330,19 @@ def test_notes_are_numbered_once(runs, capsys):
     ("reproduce okddip:6 --seeds 2", "cifar10: looked for"),
     ("reproduce dckd:1", "imagenet: looked for"),
 ])
-def test_what_is_wrong_or_missing_is_exit_2_and_one_line(args, says, runs, capsys):
-    code, out, err = call(capsys, *args.split())
+def test_what_is_wrong_or_missing_is_exit_2_and_one_line(args, says, runs, call):
+    code, out, err = call(*args.split())
     assert (code, out, len(err)) == (2, "", 1)
     assert says in err[0] and not runs.exists()
 
 
-def test_missing_weights_are_named_before_training(runs, capsys, monkeypatch):
+def test_missing_weights_are_named_before_training(runs, call, monkeypatch):
     def absent(name):
         raise ValueError(f"torchvision's weights of {name} cannot be had")
 
     monkeypatch.setattr(files, "find", lambda family, root: None)
     monkeypatch.setattr(models, "pretrained", absent)
-    code, out, err = call(capsys, "reproduce", "dckd:1:Top-1:KD")
+    code, out, err = call("reproduce", "dckd:1:Top-1:KD")
     assert (code, out, len(err)) == (2, "", 1) and "weights of resnet34_imagenet" in err[0]
     assert not runs.exists()
 
@@ -377,17 +366,17 @@ def quick_sweep(runs, monkeypatch):
     return asked
 
 
-def test_reproduce_fills_its_cells_and_no_others(runs, quick_sweep, capsys):
+def test_reproduce_fills_its_cells_and_no_others(runs, quick_sweep, call):
     """Teacher first; the numbers are the records'; the paper's own recipe is still not run."""
     which, column = "dckd:2:DCKD Net1:ResNet56/ResNet20", "ResNet56/ResNet20"
-    code, out, _ = call(capsys, "reproduce", which, *LITTLE)
+    code, out, _ = call("reproduce", which, *LITTLE)
     assert code == 0 and quick_sweep == [(1, None)]
     assert out.splitlines()[:2] == ["to train: Baseline (resnet56, lesson, seed 0)",
                                     "to train: DCKD (resnet20, lesson, seed 0)"]
     assert "recipe changed: data=lesson, epochs=1" in out and "not run" not in out
 
     told = {(c["row"], c["column"]): c for c in json.loads(
-        call(capsys, "table", "dckd:2", *LITTLE, "--json")[1])}
+        call("table", "dckd:2", *LITTLE, "--json")[1])}
     group = store.read(runs / told["DCKD Net1", column]["run"])
     assert (group.run.epochs, group.run.lr, group.run.student) == (1, 0.001, "resnet20")
     for k, top1 in enumerate(sorted(group.result["top1"], reverse=True), 1):
@@ -403,36 +392,36 @@ def test_reproduce_fills_its_cells_and_no_others(runs, quick_sweep, capsys):
     cell = told["DCKD Net1", column]
     assert f"{cell['ours']:.2f}" in line and f"{cell['ours'] - cell['published']:+.2f}" in line
 
-    assert all(c["run"] is None for c in json.loads(call(capsys, "table", "dckd:2", "--json")[1]))
-    code, out, _ = call(capsys, "reproduce", which, *LITTLE)
+    assert all(c["run"] is None for c in json.loads(call("table", "dckd:2", "--json")[1]))
+    code, out, _ = call("reproduce", which, *LITTLE)
     assert code == 0 and "to train" not in out and "stored" in out
 
     meta = json.loads((group.path / "record.json").read_text())
     meta = {k: v for k, v in meta.items() if k != "sha256"} | {"code": "as it was before"}
     sealed = json.dumps({**meta, "sha256": store._seal(meta)})
     store.write(group.path / "record.json", sealed.encode())
-    [cell] = json.loads(call(capsys, "table", which, *LITTLE, "--json")[1])
+    [cell] = json.loads(call("table", which, *LITTLE, "--json")[1])
     assert cell["run"] == group.id and "trained with other code" in cell["note"]
 
 
-def test_repetitions_make_a_mean(runs, quick_sweep, capsys):
+def test_repetitions_make_a_mean(runs, quick_sweep, call):
     """Seed 1 alone counts as one; the second call trains only what the first left."""
     which = "dckd:2:Student:ResNet56/ResNet20"
     table = ["table", which, *LITTLE, "--json"]
     [[_], [second]] = runs_of(row_of(which), 2, **dict(x.split("=") for x in LITTLE[1::2]))
     train.get(second)
-    [cell] = json.loads(call(capsys, *table)[1])
+    [cell] = json.loads(call(*table)[1])
     assert (cell["n"], cell["run"], cell["ours_std"]) == (1, store.run_id(second), None)
-    code, out, _ = call(capsys, "reproduce", which, *LITTLE, "--seeds", "2", "--workers", "1")
+    code, out, _ = call("reproduce", which, *LITTLE, "--seeds", "2", "--workers", "1")
     assert code == 0 and quick_sweep == [(2, 1)] and "resnet20, lesson, seed 0" in out
     assert out.count("to train") == 1
-    [cell] = json.loads(call(capsys, *table)[1])
+    [cell] = json.loads(call(*table)[1])
     top1 = [store.read(runs / key).result["top1"][0] for key in cell["run"].split()]
     assert cell["n"] == len(top1) == 2
     assert (cell["ours"], cell["ours_std"]) == pytest.approx((np.mean(top1), np.std(top1, ddof=1)))
 
 
-def test_what_failed_is_exit_1_and_the_rest_is_told(runs, capsys, monkeypatch):
+def test_what_failed_is_exit_1_and_the_rest_is_told(runs, call, monkeypatch):
     monkeypatch.setattr(batch, "sweep", lambda wanted, workers: {"Baseline seed 0": "a reason"})
-    code, out, err = call(capsys, "reproduce", "okddip:6:CIFAR-10:Baseline", *LITTLE)
+    code, out, err = call("reproduce", "okddip:6:CIFAR-10:Baseline", *LITTLE)
     assert code == 1 and "not run" in out and err == ["kdkit: failed: Baseline seed 0: a reason"]

@@ -19,8 +19,9 @@ import filelock
 import numpy as np
 import pytest
 import torch
+from conftest import few
 
-from kdkit import data, store, train
+from kdkit import store, train
 from kdkit.config import PRESETS, Run, preset
 from kdkit.methods import base, make, method_class, resolve
 
@@ -30,20 +31,6 @@ NET = "resnet8_w0.25"
 def tiny(method="baseline", **changes):
     fields = dict(method=method, student=NET, teacher=NET, n_train=100, batch=50, epochs=1)
     return preset("smoke", **(fields | changes))
-
-
-def few(*args, **kw):
-    d = data.load(*args, **kw)
-    return replace(d, x_test=d.x_test[:300], y_test=d.y_test[:300])
-
-
-@pytest.fixture
-def runs(tmp_path, monkeypatch):
-    """An empty store, and only 300 of the 10,000 test images."""
-    monkeypatch.setenv("KDKIT_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("KDKIT_BATCH", "1")
-    monkeypatch.setattr(train, "load", few)
-    return tmp_path / "runs"
 
 
 @pytest.fixture(scope="module")

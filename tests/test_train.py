@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,20 +29,6 @@ def tiny(method="baseline", **changes):
     """Two epochs of four steps, about a second in all."""
     fields = dict(method=method, student=NET, teacher=NET, n_train=100, batch=25, epochs=2)
     return preset("smoke", **(fields | changes))
-
-
-@pytest.fixture
-def runs(tmp_path, monkeypatch):
-    """An empty store, and only 300 of the 10,000 test images."""
-    monkeypatch.setenv("KDKIT_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("KDKIT_BATCH", "1")
-    monkeypatch.setattr(train, "load", few)
-    return tmp_path / "runs"
-
-
-def few(*args, **kw):
-    d = data.load(*args, **kw)
-    return replace(d, x_test=d.x_test[:300], y_test=d.y_test[:300])
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +132,8 @@ import sys
 from kdkit import train
 from kdkit.config import preset
 sys.path.insert(0, sys.argv[1])
-from test_train import few, killed_run
+from conftest import few
+from test_train import killed_run
 train.load = few
 step = train.train_step
 def often(job, *args):
@@ -756,7 +742,7 @@ def test_a_teachers_own_learning_rate(runs):
 def test_a_teacher_as_it_was_published(runs, monkeypatch):
     """Weights that come from outside are a run of no epochs: tested, stored, never trained."""
     net = models.build(NET, 1, 10)
-    monkeypatch.setattr(models, "pretrained", lambda name: net.state_dict(), raising=False)
+    monkeypatch.setattr(models, "pretrained", lambda name, classes: net.state_dict())
     run = tiny("kd", teacher_pretrained=True)
     its_run = make(run).teacher_run(run)
     assert its_run.epochs == 0 and its_run.pretrained

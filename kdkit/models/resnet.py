@@ -222,14 +222,18 @@ def torchvisions(name: str, c_in: int, classes: int, width: float = 1) -> Net:
     return _resnet(block, counts, w[1:], classes, stem, own=2 if imagenet else 1)
 
 
-def pretrained(name: str) -> dict[str, Tensor]:
+def pretrained(name: str, classes: int = 1000) -> dict[str, Tensor]:
     """torchvision's IMAGENET1K_V1 weights for `load_state_dict` of `build(name, 3, 1000)`.
 
     name: resnet18_imagenet, resnet34_imagenet or resnet50_imagenet. They come from torch.hub's
-    cache, or over the net once. ValueError for other names, and where they cannot be had.
+    cache, or over the net once. ValueError for other names, for data of other than ImageNet's 1000
+    `classes`, and where they cannot be had.
     """
     from torchvision.models import get_model_weights
 
+    if classes != 1000:
+        raise ValueError(f"{name}: torchvision's weights are for ImageNet's 1000 classes, the data "
+                         f"has {classes}")
     choose(name, [f"{base}_imagenet" for base in _COUNTS], "network with ImageNet weights")
     weights = get_model_weights(name.partition("_")[0])["IMAGENET1K_V1"]
     try:
