@@ -82,9 +82,9 @@ def carry_out(jobs: dict[str, Job], workers: int | None = None, module: str | No
               title: str = "sweep", **env: str) -> dict[str, str]:
     """Do all jobs, side by side, in their order as far as their needs allow; one bar.
 
-    workers: how many processes, by default one a core; env: variables for them. Returns job ->
-    why it failed. Raises train.Interrupted on Ctrl-C or SIGTERM, when the workers have saved
-    their runs.
+    workers: how many processes, by default one a core; env: variables for them. Returns the title
+    of each failed job -> why. Raises train.Interrupted on Ctrl-C or SIGTERM, when the workers have
+    saved their runs.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers}: must be at least 1")
@@ -122,7 +122,8 @@ def carry_out(jobs: dict[str, Job], workers: int | None = None, module: str | No
                     busy[key] = free[0]
                     threading.Thread(target=watch, args=(free[0], key), daemon=True).start()
                 if not busy:
-                    return failed | dict.fromkeys(waiting, "something that it needs failed")
+                    failed |= dict.fromkeys(waiting, "something that it needs failed")
+                    return {jobs[k].title: why for k, why in failed.items()}
                 bar.set_postfix_str(f"{len(waiting)} waiting", refresh=False)
                 with suppress(queue.Empty):
                     key, why = ends.get(timeout=0.2)  # so that a signal is heard
@@ -209,9 +210,7 @@ def sweep(runs: Iterable[Run], workers: int | None = None,
     module: a Python file with the runs' own methods. What is stored already is not trained again,
     what was begun goes on. Errors: ValueError for bad fields, before anything is trained.
     """
-    jobs = plan(runs)
-    failed = carry_out(jobs, workers, module)
-    return {jobs[k].title: why for k, why in failed.items()}
+    return carry_out(plan(runs), workers, module)
 
 
 def notebooks() -> list[Path]:
@@ -247,9 +246,8 @@ def figures(only: str | None, preset_name: str, seeds: int,
                     for run in plots.wanted(name, preset_name, seeds))
         order = {"notebook": str(path), "copy": str(copies / path.name)}
         jobs |= mine | {path.name: Job(path.name, order, set(mine))}
-    failed = carry_out(jobs, workers, title="figures", KDKIT_PRESET=preset_name,
-                       KDKIT_SEEDS=str(seeds), KDKIT_FIGURES=str(plots.figures_root()))
-    return {jobs[k].title: why for k, why in failed.items()}
+    return carry_out(jobs, workers, title="figures", KDKIT_PRESET=preset_name,
+                     KDKIT_SEEDS=str(seeds), KDKIT_FIGURES=str(plots.figures_root()))
 
 
 def run_notebook(src: Path, dst: Path, params: dict | None = None) -> None:

@@ -246,11 +246,9 @@ def cmd_doctor(args) -> int:
     told = {"kdkit": str(Path(__file__).parent),
             "python": f"{platform.python_version()}, {sys.executable}"}
     told |= {name: version(name) for name in ("torch", "torchvision", "jupyterlab", "papermill")}
-    told |= {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else
-        f"{device.type}, {torch.cpu.get_capabilities().get('cpu_name') or platform.machine()}",
-        "precision": f"{str(dtype).removeprefix('torch.')} where a run says auto: {why}",
-        "threads": f"{torch.get_num_threads()} of torch, {batch.cores()} core(s) for sweep"}
+    told |= {"device": f"{device.type}, {machine.processor(device)}",
+             "precision": f"{str(dtype).removeprefix('torch.')} where a run says auto: {why}",
+             "threads": f"{torch.get_num_threads()} of torch, {batch.cores()} core(s) for sweep"}
     for name in data.datasets():
         try:
             told[f"data {name}"] = ("inside kdkit" if name == "lesson" else

@@ -72,9 +72,8 @@ class Run:
         return replace(self, **ours, params=tuple(sorted(params.items())))
 
 
-_LOWEST = dict(batch=1, threads=0, n_train=0, full_tests=0, weight_decay=0.0,
-               momentum=0.0, T_mult=1, seed=0, teacher_seed=0,
-               teacher_lr=0.0)
+_LOWEST = dict(batch=1, threads=0, n_train=0, full_tests=0, weight_decay=0.0, momentum=0.0,
+               T_mult=1, seed=0, teacher_seed=0, teacher_lr=0.0)
 
 
 def lr_at(run: Run, epoch: int) -> float:

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from kdkit.files import MissingData, fetch, find, read_cifar, read_fashion
+from .config import choose
+from .files import MissingData, fetch, find, read_cifar, read_fashion
 
 __all__ = ["Data", "Folders", "MissingData", "augmented", "datasets", "download", "interleave",
            "load"]
@@ -73,9 +74,7 @@ def augmented(x: Tensor, augment: str, generator: Generator | None) -> Tensor:
     pads 4 black pixels a side and cuts H x W at offsets in 0..8; a flip has p = .5. Draws come from
     `generator` on its own device. Equals torchvision's pad, crop, horizontal_flip at these offsets.
     """
-    if augment not in AUGMENT:
-        raise ValueError(f"augment={augment!r}: allowed are {', '.join(AUGMENT)}")
-    pad, flip = AUGMENT[augment]
+    pad, flip = AUGMENT[choose(augment, AUGMENT, "augment")]
     if not pad and not flip:
         return x
     b, c, h, w = x.shape
@@ -273,12 +272,6 @@ def _imagenet(device: torch.device, n_train: int, folder: Path, workers: int | N
                    min(8, os.cpu_count() or 1) if workers is None else workers)
 
 
-def _spec(name: str) -> _Set:
-    if name not in SETS:
-        raise ValueError(f"no data set {name!r}: there are {', '.join(SETS)}")
-    return SETS[name]
-
-
 def _prefix(name: str, y: Tensor, classes: int, n_train: int) -> Tensor:
     """Positions of the n_train images to keep, classes dealt out in turn; 0: all, as stored."""
     if n_train == 0:
@@ -303,7 +296,7 @@ def load(name: str, device: str | torch.device = "cpu", n_train: int = 0,
     processes that decode images, by default one a core, at most 8.
     Errors: ValueError for an unknown name, n_train out of range or a damaged file; MissingData.
     """
-    spec, device = _spec(name), torch.device(device)
+    spec, device = SETS[choose(name, SETS, "data set")], torch.device(device)
     folder = None if name == "lesson" else find(spec.family, root)
     if name == "imagenet":
         return _imagenet(device, n_train, folder, workers)
@@ -332,7 +325,7 @@ def download(name: str, root: str | os.PathLike | None = None, progress: bool = 
     is part of the package; MissingData for ImageNet, which nobody may pass on; OSError or
     RuntimeError if the transfer fails.
     """
-    family = _spec(name).family
+    family = SETS[choose(name, SETS, "data set")].family
     if family == "lesson":
         raise ValueError("lesson: nothing to download, it is part of kdkit")
     return fetch(family, root, progress)

@@ -136,11 +136,13 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict:
             asked = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True,
                                    text=True)
             commit = asked.stdout.strip() or None
-    name = torch.cuda.get_device_name() if device.type == "cuda" else cpu_name()
     return {"python": platform.python_version(), "torch": torch.__version__,
-            "device": device.type, "processor": name, "commit": commit,
+            "device": device.type, "processor": processor(device), "commit": commit,
             "threads": torch.get_num_threads(), "precision": PRECISION[dtype]}
 
 
-def cpu_name() -> str:
+def processor(device: torch.device) -> str:
+    """What does the arithmetic, by its maker's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
     return str(torch.cpu.get_capabilities().get("cpu_name") or platform.machine())

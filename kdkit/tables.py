@@ -82,6 +82,7 @@ def count(table: pd.DataFrame) -> str:
 
 def said(mean: float, sd: float, sign: str = "", digits: int = 2) -> str:
     """A number and, where there is one, its deviation or half interval."""
+    mean = round(round(mean, 6), digits) + 0  # ties as in the CSV's six digits; no −0.00
     text = f"{mean:{sign}.{digits}f}".replace("-", "−")
     return f"{text} ± {sd:.{digits}f}" if sd == sd else text
 

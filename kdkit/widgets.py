@@ -34,7 +34,6 @@ from .teach import Lab
 
 WIDE = {"description_width": "110px"}
 RANGES = {"m": (2, 8, 1), "T": (0.5, 10.0, 0.5), "tau": (0.5, 10.0, 0.5)}  # of knobs
-TOLD = ["row", "column", "what", "published", "ours", "difference", "n", "notes"]
 
 
 def slider(text: str, value, low, high, step) -> W.Widget:
@@ -216,31 +215,27 @@ def paper_tables(which: str = "okddip:2", **changes) -> None:
     for c in runs.compare(which if store.quiet() else None, **changes):
         told.setdefault(c["paper"], {}).setdefault(c["table"], []).append(c)
     paper, table = choice("paper", list(told), first), choice("table", list(told[first]), start)
-    page = W.HTML(_cells(told[first][start])).add_class("jp-RenderedHTMLCommon")
+    page = W.HTML().add_class("jp-RenderedHTMLCommon")
 
-    def redraw(change):
-        if change["owner"] is paper:
+    def redraw(change=None):
+        if change and change["owner"] is paper:
             table.options = list(told[paper.value])
-        page.value = _cells(told[paper.value][table.value])
+        page.value = _cells(told[paper.value][table.value], **changes)
 
+    redraw()
     for knob in (paper, table):
         knob.add_class(f"kd-tables-{knob.description}").observe(redraw, "value")
     box = W.VBox([paper, table, page.add_class("kd-tables-page")])
     display(HTML(page.value) if store.quiet() else box)
 
 
-def _cells(told: list[dict]) -> str:
+def _cells(told: list[dict], **changes) -> str:
     """One table's cells (of `runs.compare`) as HTML; grey where no run stands behind one."""
-    noted = [[n for n in c["note"].split("; ") if n] for c in told]
-    notes = list(dict.fromkeys(sum(noted, [])))
-    rows = [(c["row"], c["column"], c["statistic"], *(runs.number(c, k) for k in TOLD[3:5]),
-             f"{c['ours'] - c['published']:+.2f}" if c["n"] and c["published"] else "",
-             c["n"] or "", " ".join(str(notes.index(n) + 1) for n in its))
-            for c, its in zip(told, noted, strict=True)]
-    table = pd.DataFrame(rows, columns=TOLD).set_index(TOLD[:2]).rename_axis([None] * 2)
-    text = table.to_html(border=0).replace("<td>not run", '<td style="opacity:.6">not run')
-    of = [", ".join(dict.fromkeys(c[k] for c in told)) for k in ("metric", "dataset")]
-    return (f'<p>{told[0]["paper"]}:{told[0]["table"]}: {" on ".join(of)}</p><div tabindex="0" '
+    rows, notes = runs.listed(told)
+    table = pd.DataFrame(rows, columns=runs.TOLD).set_index(["row", "column"])
+    text = table.rename_axis([None] * 2).to_html(border=0)
+    text = text.replace("<td>not run", '<td style="opacity:.6">not run')
+    return (f'<p>{html.escape(runs.heading(told, **changes))}</p><div tabindex="0" '
             f'style="max-height:36em; overflow:auto">{text}</div>'
             f'<ol>{"".join(f"<li>{html.escape(n)}</li>" for n in notes)}</ol>')
 

@@ -368,6 +368,36 @@ def test_digest_covers_parents_below_method():
     assert first != source_digest(cell(plain.replace("1", "3") + child))
 
 
+@pytest.mark.parametrize("old, new", [
+    ("A = 1", "A = 2"), ("B = 'x'", "B = 'y'"), ("v + A", "v - A"), ("C = 3.0", "C = 4.0"),
+    ("E = (1, 2)", "E = (1, 3)")])
+def test_digest_sees_what_methods_take_from_their_cell(old, new):
+    """Values, functions and what these take; a default; also inside a lambda and by a parent."""
+    source = """
+A = 1
+B = 'x'
+C = 3.0
+D = [9]
+E = (1, 2)
+T = 5
+def helper(v):
+    return v + A
+class Base(KD):
+    def weights(self):
+        return {B: 1.0}
+class Mine(Base):
+    T: float = C
+    def terms(self, s, y, t, step):
+        D.append(1)
+        return {"ce": (lambda v: helper(v) * E[0])(s.T)}
+"""
+    assert old in source
+    first = source_digest(cell(source))
+    assert first == source_digest(cell(source)) != source_digest(cell(source.replace(old, new)))
+    # A list may change in a run, and it is an attribute of that name that is read.
+    assert first == source_digest(cell(source.replace("[9]", "[7]").replace("T = 5", "T = 7")))
+
+
 def test_digest_takes_the_right_class_of_a_cell():
     twice = SOURCE.replace("3.0", "9.0") + SOURCE
     assert source_digest(cell(twice)) == source_digest(cell(SOURCE))

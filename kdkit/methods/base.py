@@ -1,6 +1,7 @@
 """What every method is: fields, what it needs, and named loss terms that the trainer sums."""
 
 import ast
+import dis
 import functools
 import hashlib
 import inspect
@@ -8,6 +9,7 @@ import linecache
 import operator
 import sys
 import textwrap
+import types
 import typing
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -237,8 +239,9 @@ def effective(run: Run) -> Run:
 
 def source_digest(cls: type[Method]) -> str:
     """A hash of the class's syntax tree without docstrings, of its parents' below Method and, for
-    a class that lives outside this package, of the functions beside it that its own call."""
-    return _digest(cls, *(() if is_ours(cls) else map(_told, _helpers(cls))))
+    a class that lives outside this package, of what stands beside it and its methods name:
+    functions, numbers, text."""
+    return _digest(cls, *(() if is_ours(cls) else _beside(cls)))
 
 
 @functools.cache
@@ -255,17 +258,29 @@ def _digest(cls: type[Method], *helpers: str) -> str:
     return hashlib.sha256("\n".join(trees).encode()).hexdigest()[:16]
 
 
-def _helpers(cls: type[Method]) -> list[typing.Callable]:
-    """Functions of the class's own module that its methods name, and those that these name."""
-    found, todo = {}, [f for f in vars(cls).values() if inspect.isfunction(f)]
+def _beside(cls: type[Method]) -> list[str]:
+    """The defaults of a class, and what its methods take by name from its own module: functions,
+    with what these take in turn, and plain values."""
+    found, todo = {}, [getattr(f, "__func__", f) for c in cls.__mro__ if not is_ours(c)
+                       for f in vars(c).values()]
     while todo:
         f = todo.pop()
-        near = {k: f.__globals__.get(k) for k in f.__code__.co_names}
-        new = {k: g for k, g in near.items() if k not in found and inspect.isfunction(g)
-               and g.__module__ == cls.__module__}
-        found |= new
-        todo += new.values()
-    return [found[k] for k in sorted(found)]
+        if not inspect.isfunction(f) or f.__module__ != cls.__module__:
+            continue
+        for name in sorted(_globals(f.__code__) - found.keys()):
+            value = f.__globals__.get(name)
+            if inspect.isfunction(value) and value.__module__ == cls.__module__:
+                found[name] = _told(value)
+                todo.append(value)
+            elif isinstance(value, int | float | str | tuple):
+                found[name] = repr(value)
+    return [repr(fields(cls)), *(f"{k} = {found[k]}" for k in sorted(found))]
+
+
+def _globals(code: types.CodeType) -> set[str]:
+    """Names that a function, and those inside it, read from its module."""
+    inner = [_globals(c) for c in code.co_consts if inspect.iscode(c)]
+    return {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}.union(*inner)
 
 
 def _told(f: typing.Callable) -> str:

@@ -24,6 +24,7 @@ from . import LEVELS, cells
 EPOCHS = {"imagenet": 210, "cifar100": 930, "cifar10": 210, "fashion_mnist32": 450}  # DCKD, Sec. 4
 SMALL = ("mobilenetv2", "shufflenetv1", "shufflenetv2")  # DCKD gives them a rate of their own
 CHANGED = "recipe changed: "
+TOLD = ("row", "column", "what", "published", "ours", "diff", "n", "notes")
 
 
 def recipe(row, **changes) -> Run:
@@ -139,24 +140,35 @@ def number(cell: dict, name: str) -> str:
     return f"{v:.{digits}f}" + (f" ({std:.{digits}f})" if std is not None else "")
 
 
-def text(told: list[dict], **changes) -> str:
-    """The cells of one table (from `compare`) in at most 100 columns, notes numbered below."""
-    paper, notes = told[0]["paper"], {}
-    lines = [("row", "column", "what", "published", "ours", "diff", "n", "notes")]
+def listed(told: list[dict]) -> tuple[list[tuple[str, ...]], list[str]]:
+    """One table's cells (from `compare`) as rows of text under `TOLD`, and their notes: the last
+    column holds their numbers, from 1."""
+    rows, notes = [], {}
     for c in told:
         gap = "" if None in (c["ours"], c["published"]) else f"{c['ours'] - c['published']:+.2f}"
-        numbers = [str(notes.setdefault(note, len(notes) + 1))
-                   for note in c["note"].split("; ") if note and not note.startswith(CHANGED)]
+        its = [str(notes.setdefault(note, len(notes) + 1))
+               for note in c["note"].split("; ") if note and not note.startswith(CHANGED)]
         what = c["statistic"].replace("sorted student", "sorted").replace(" independent", "")
-        lines.append((c["row"], c["column"], what, number(c, "published"), number(c, "ours"), gap,
-                      str(c["n"] or ""), " ".join(numbers)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        rows.append((c["row"], c["column"], what, number(c, "published"), number(c, "ours"), gap,
+                     str(c["n"] or ""), " ".join(its)))
+    return rows, list(notes)
+
+
+def heading(told: list[dict], **changes) -> str:
+    """What one table's cells (from `compare`) are, on one line."""
     units, sets = (", ".join(dict.fromkeys(c[k] for c in told)) for k in ("metric", "dataset"))
-    head = f"{paper}:{told[0]['table']}, {units} on {sets}, recipe {paper}_paper"
+    return (f"{told[0]['paper']}:{told[0]['table']}, {units} on {sets}, recipe {told[0]['paper']}"
+            "_paper" + (f", {CHANGED}{said(changes)}" if changes else ""))
+
+
+def text(told: list[dict], **changes) -> str:
+    """The cells of one table (from `compare`) in at most 100 columns, notes numbered below."""
+    rows, notes = listed(told)
+    widths = [max(map(len, column)) for column in zip(TOLD, *rows, strict=True)]
     with Path(__file__).with_name("choices.csv").open(encoding="utf-8", newline="") as file:
         below = [f"{r['what']}: {r['value']}; {r['why']}" for r in csv.DictReader(file)
-                 if r["paper"] == paper]
-    below = [f"{k}: {note}" for note, k in notes.items()] + below
-    return "\n".join([head + (f", {CHANGED}{said(changes)}" if changes else ""), "",
-                      *("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines), "",
+                 if r["paper"] == told[0]["paper"]]
+    below = [f"{k}: {note}" for k, note in enumerate(notes, 1)] + below
+    return "\n".join([heading(told, **changes), "",
+                      *("  ".join(map(str.ljust, r, widths)).rstrip() for r in [TOLD, *rows]), "",
                       *(textwrap.fill(note, 100, subsequent_indent="   ") for note in below)])
