@@ -229,8 +229,6 @@ def figures(only: str | None, preset_name: str, seeds: int,
     only: one figure's name: its runs are trained, and it is drawn without its notebook.
     Executed copies go to the folder `notebooks` of the run store. Returns what failed and why.
     """
-    if seeds < 1:
-        raise ValueError(f"seeds={seeds}: must be at least 1")
     if only is not None:
         runs = plots.wanted(only, preset_name, seeds)
         if failed := sweep(runs, workers):
@@ -270,6 +268,7 @@ def run_notebook(src: Path, dst: Path, params: dict | None = None) -> None:
                 str(src), str(dst), parameters=params or {}, progress_bar=False,
                 kernel_name="python3", cwd=str(src.parent), start_timeout=120,
                 request_save_on_cell_execute=False, config=config, extra_arguments=[
+                    "--Application.log_level=CRITICAL",  # else it tells of its own shutdown
                     f"--IPKernelApp.exec_lines={HOOK.format(alone=ALONE, file=str(deaths))}"])
         except papermill.PapermillExecutionError as e:
             raise RuntimeError(f"{src.name}, In [{e.exec_count}]: {e.ename}: {e.evalue}") from e

@@ -193,25 +193,18 @@ def cmd_data(args) -> int:
 def cmd_runs(args) -> int:
     """list the runs in the store"""
     done, under_way, damaged = store.records()
-    rows = [{"id": r.id, "method": r.run.method, "label": plots.label(r),
+    rows = [{"id": r.id, "method": r.run.method,  # perhaps a learner's own that is not loaded now
+             "label": plots.label(r) if r.run.method in methods() else r.meta["method"],
              "preset": r.run.preset, "seed": r.run.seed, "epochs": r.run.epochs,
              "top1": f"{r.result['top1_deployed']:.2f}", "seconds": round(r.meta["seconds"]),
-             "age": age(r.meta["created"])} for r in done]
+             "finished": time.strftime("%Y-%m-%d %H:%M", time.localtime(r.meta["created"]))}
+            for r in done]
     print(pd.DataFrame(rows).to_string(index=False) if rows else f"no runs in {store.root()}")
     for path in under_way:
         print(f"{path.name} is not finished")
     for path in damaged:
         print(f"{path.name} is damaged: it is set aside and trained again when it is asked for")
     return 0
-
-
-def age(created: float) -> str:
-    """How long ago, in the largest unit that gives at least 2."""
-    seconds = max(0, time.time() - created)
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def cmd_gc(args) -> int:

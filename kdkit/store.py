@@ -309,13 +309,22 @@ def lock(run: Run):
     path = root() / f"{run_id(run)}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     held = filelock.FileLock(path)
-    try:
-        locked = held.acquire(blocking=False)
-    except filelock.Timeout:
+    with suppress(filelock.Timeout):
+        held.acquire(blocking=False)
+    if not held.is_locked:
         say(f"another process is training {run.method} (run {path.stem}): waiting for it")
-        locked = held.acquire()
-    with locked:
+        held.acquire()
+    try:
         yield
+    finally:
+        _free_for_good(held)
+
+
+def _free_for_good(held: filelock.FileLock) -> None:
+    """Delete a lock file while it is held: who opened it meanwhile takes a new one."""
+    with suppress(OSError):  # Windows does not delete a file that is open
+        Path(held.lock_file).unlink(missing_ok=True)
+    held.release()
 
 
 def leftovers() -> list[tuple[Path, str]]:
@@ -355,14 +364,11 @@ def _stale(key: str) -> Iterator[tuple[Path, str]]:
 
 
 def clear(path: Path) -> None:
-    """Delete one leftover, file or folder, unless a process uses it, or has by now made use of it.
-
-    The run's lock file is deleted last, while it is held: who opened it meanwhile takes a new one.
-    """
+    """Delete one leftover, file or folder, unless a process uses it, or has by now made use of it;
+    and the run's lock file."""
     key = (path if path.parent == root() else path.parent).name[:12]
     held = filelock.FileLock(root() / f"{key}.lock")
     with suppress(filelock.Timeout), held.acquire(blocking=False):
         if path in dict(_stale(key)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        with suppress(OSError):  # Windows does not delete a file that is open
-            Path(held.lock_file).unlink(missing_ok=True)
+        _free_for_good(held)

@@ -136,6 +136,9 @@ def test_a_method_of_the_learners_own(runs, tmp_path, call):
     done = subprocess.run([*shell, "sweep", *asked, "--workers", "1"], capture_output=True,
                           text=True)
     assert done.returncode == 0 and "1 runs are stored" in done.stdout, done.stderr
+    code, out, _ = call("runs")  # where the method is not known
+    assert code == 0 and out.count("Half the loss") == 2
+    assert "2 finished, 0 under way, 0 damaged, 0 leftovers" in call("doctor")[1]
     file.write_text("x = 1\ny = 1 / 0\n")
     code, _, err = call("train", *asked)
     assert code == 2 and len(err) == 1 and "line 2: ZeroDivisionError" in err[0]
