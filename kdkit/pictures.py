@@ -12,6 +12,7 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib import color_sequences
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
@@ -24,6 +25,7 @@ STYLE = Path(__file__).with_name("assets") / "kdkit.mplstyle"
 ORDER = (8, 1, 3, 4, 5, 9, 2, 7, 0, 6)  # of petroff10: neighbours in the registry differ most
 MARKERS, LINES = "osD^vPX<>*ph", ("-", "--", "-.", (0, (1, 1)), (0, (4, 1, 1, 1, 1, 1)))
 PALETTE = color_sequences["petroff10"]
+BARS = ("#555555", *PALETTE[:2])  # of a teacher, a student, a collection: ever lighter
 TEACHER, INK, DASHED = "#111111", "#333333", {"color": "#333333", "lw": 0.9, "ls": (0, (4, 3))}
 _LOCK = threading.RLock()  # matplotlib's settings are global; widgets draw on threads of their own
 
@@ -46,11 +48,6 @@ def style(name: str) -> dict:
     rgb = np.array(to_rgb(PALETTE[ORDER[i % 10]])) * 0.62 ** (i // 10)  # beyond ten: darker
     return {"color": to_hex(rgb), "marker": MARKERS[i % len(MARKERS)],
             "linestyle": LINES[i % len(LINES)]}
-
-
-def colour(name: str) -> str:
-    """The method's colour as #rrggbb."""
-    return style(name)["color"]
 
 
 def ink(c: str) -> tuple[float, ...]:
@@ -175,9 +172,9 @@ def draw_sweep(table: pd.DataFrame, x: str, xlabel: str, log: bool = False) -> F
     return fig
 
 
-def matrix(ax, A: np.ndarray, cmap: str, middle: float, reach: float):
+def matrix(ax, A: np.ndarray, cmap: str, middle: float, reach: float) -> None:
     """A matrix of peers, its values written in; colours reach from middle - reach to + reach."""
-    shade = ax.imshow(A, cmap=cmap, vmin=middle - reach, vmax=middle + reach)
+    ax.imshow(A, cmap=cmap, vmin=middle - reach, vmax=middle + reach)
     ax.grid(False)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_ticks(range(len(A)), range(1, len(A) + 1))
@@ -186,25 +183,23 @@ def matrix(ax, A: np.ndarray, cmap: str, middle: float, reach: float):
         dark = v - middle > 0.3 * reach or (not middle and v < -0.6 * reach)
         ax.text(b, a, text.replace("-", "−"), ha="center", va="center",
                 fontsize=8.5 if len(A) < 5 else 6.5, color="white" if dark else INK)
-    return shade
 
 
 @look()
 def _attention(panels: list[tuple[str, np.ndarray]]) -> Figure:
     """A above, A - A^T below, for each (title, A)."""
-    fig = Figure(figsize=(1.4 + 1.75 * len(panels), 4.3))
+    side = max(1.75, 0.42 * len(panels[0][1]))  # so that the values can be read
+    fig = Figure(figsize=(1.4 + side * len(panels), 0.8 + 2 * side))
     axes = fig.subplots(2, len(panels), squeeze=False, sharex=True, sharey=True)
-    even = 1 / len(panels[0][1])
-    half = max(2 * even, *(A.max() for _, A in panels)) / 2
+    half = max(2 / len(panels[0][1]), *(A.max() for _, A in panels)) / 2
     wide = max(0.01, *(np.abs(A - A.T).max() for _, A in panels))
     for k, (title, A) in enumerate(panels):
-        top = matrix(axes[0, k], A, "Blues", half, half)
-        low = matrix(axes[1, k], A - A.T, "PuOr", 0, wide)
+        matrix(axes[0, k], A, "Blues", half, half)
+        matrix(axes[1, k], A - A.T, "PuOr", 0, wide)
         axes[0, k].set_title(title)
     fig.supxlabel("peer $b$ that is learned from", fontsize=9.5)
-    fig.supylabel("learning peer $a$", fontsize=9.5)
-    for row, shade, what in ((0, top, "$A_{ab}$"), (1, low, "$A_{ab} - A_{ba}$")):
-        fig.colorbar(shade, ax=axes[row, :], label=what, shrink=0.85)
+    axes[0, 0].set_ylabel("learning peer $a$: $A_{ab}$")
+    axes[1, 0].set_ylabel("learning peer $a$: $A_{ab} - A_{ba}$")
     return fig
 
 
@@ -241,8 +236,8 @@ def draw_ensembles(table: pd.DataFrame) -> Figure:
           title="Mean single student (hollow) → ensemble")
     b.set(xlabel="diversity of the peers", ylabel="gain of the ensemble (points)",
           title="Does diversity pay?")
-    end_labels(b, [(r["mean"], r["label"], colour(r["method"])) for _, r in table.iterrows()],
-               table["diversity"].tolist())
+    ends = [(r["mean"], r["label"], style(r["method"])["color"]) for _, r in table.iterrows()]
+    end_labels(b, ends, table["diversity"].tolist())
     return fig
 
 
@@ -253,8 +248,7 @@ def draw_correlation(table: pd.DataFrame) -> Figure:
     axes = fig.subplots(1, table["T"].nunique(), sharey=True, squeeze=False)[0]
     for ax, (T, t) in zip(axes, table.groupby("T", sort=False), strict=True):
         for k, (_, row) in enumerate(t.iterrows()):
-            ax.bar(k, row["mean"], color=("#555555", *PALETTE[:2])[k], alpha=0.75, width=0.62,
-                   hatch=("", "//", "..")[k], edgecolor="white", yerr=np.nan_to_num(row["sd"]))
+            ax.bar(k, row["mean"], color=BARS[k], width=0.62, yerr=np.nan_to_num(row["sd"]))
             values = row[seed_columns(t)].dropna().astype(float)
             ax.plot([k] * len(values), values, "o", color=INK, markersize=3, alpha=0.7)
             ax.annotate(f"{row['mean']:.3f}", (k, max(values)), (0, 9), ha="center", fontsize=9,
@@ -296,7 +290,8 @@ def draw_reliability(table: pd.DataFrame) -> Figure:
     axes = fig.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
     for ax, (name, t) in zip(axes, table.groupby("label", sort=False), strict=False):
         t = t[t["share"] >= 0.001]
-        weight, c = 0.25 + 0.7 * t["share"] / t["share"].max(), to_rgb(colour(t["method"].iloc[0]))
+        weight = 0.25 + 0.7 * t["share"] / t["share"].max()
+        c = to_rgb(style(t["method"].iloc[0])["color"])
         ax.bar((t["bin"] + 0.5) / 10, t["accuracy"], width=0.092, color=[(*c, w) for w in weight])
         ax.plot(t["confidence"], t["accuracy"], color=INK, marker="o", markersize=3, lw=1)
         ax.plot([0, 1], [0, 1], **DASHED)
@@ -308,44 +303,46 @@ def draw_reliability(table: pd.DataFrame) -> Figure:
     return fig
 
 
-def _bars(ax, rows: list[tuple[str, np.ndarray, str, str]], names: list[str]) -> None:
-    """Distributions over classes side by side: (label, p (K,), colour, hatch), a line at 1/K."""
+def _bars(ax, title: str, rows: list[tuple[str, np.ndarray, str]], names: list[str]) -> None:
+    """Distributions over classes side by side: (label, p (K,), colour), a line at 1/K. Colours
+    should differ in lightness."""
     K, wide = len(names), 0.8 / len(rows)
-    for k, (label, p, c, hatch) in enumerate(rows):
-        at = np.arange(K) + (k - (len(rows) - 1) / 2) * wide
-        ax.bar(at, p, wide * 0.92, color=c, label=label, hatch=hatch, edgecolor="white")
+    for k, (label, p, c) in enumerate(rows):
+        sides = (np.array([0.04, 0.04, 0.96, 0.96]) + k - len(rows) / 2) * wide
+        x, y = np.add.outer(np.arange(K), sides), np.outer(p, [0, 1, 1, 0])  # (K, 4) each
+        ax.add_collection(PolyCollection(np.stack([x, y], -1), label=label, fc=c, lw=0))
     ax.axhline(1 / K, **DASHED)
     ax.text(K - 0.45, 1 / K, "1/K", fontsize=9, va="bottom", ha="left")
     if K <= 20:
         ax.set_xticks(range(K), names, rotation=30, ha="right", rotation_mode="anchor")
     ax.grid(axis="x", visible=False)
-    ax.set_xlim(-0.6, K - 0.4)
+    ax.yaxis.set_major_formatter("{x:.2f}")  # as wide always: a widget's layout stays
+    top = 1.08 * max(np.max(p) for _, p, _ in rows)
+    ax.set(xlim=(-0.6, K - 0.4), ylim=(0, top), ylabel="probability", title=title)
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(rows), fontsize=9, borderpad=0)
 
 
 @look()
-def _predictions(size: tuple[float, float], title: str, rows, names: list[str]) -> Figure:
-    fig = Figure(figsize=size)
-    _bars(fig.subplots(), rows, names)
-    fig.axes[0].set(ylabel="probability", title=title)
+def _predictions(title: str, rows, names: list[str]) -> Figure:
+    fig = Figure(figsize=(8.4, 3.3))
+    _bars(fig.subplots(), title, rows, names)
     return fig
 
 
 def draw_temperature(z_T, z, T: float, names: list[str]) -> Figure:
     """Softened predictions of teacher z_T (K,) and student z (K,) at temperature T."""
-    rows = [("teacher", metrics.softmax(z_T, T), "#555555", ""),
-            ("student", metrics.softmax(z, T), "#ffa90e", "//")]
-    return _predictions((7.8, 3.2), f"T = {T:g}", rows, names)
+    rows = [("teacher", metrics.softmax(z_T, T), BARS[0]),
+            ("student", metrics.softmax(z, T), BARS[1])]
+    return _predictions(f"T = {T:g}", rows, names)
 
 
 def draw_collection(z, m, student: int, tau: float, names: list[str]) -> Figure:
     """What the students z (S, K) say of one image, and what `student` receives: softmax(m/tau),
     m (K,)."""
-    tones = [PALETTE[k] for k in (0, 4, 9, 8, 5, 7)]
     rows = [(f"student {k + 1}{', learning' if k == student else ''}", metrics.softmax(v, tau),
-             tones[k % 6], "" if k == student else "//") for k, v in enumerate(z)]
-    rows.append(("received", metrics.softmax(m, tau), "#ffa90e", ".."))
-    return _predictions((8.4, 3.4), f"tau = {tau:g}", rows, names)
+             BARS[1] if k == student else "#bdd5ee") for k, v in enumerate(z)]
+    rows.append(("received", metrics.softmax(m, tau), BARS[2]))
+    return _predictions(f"tau = {tau:g}", rows, names)
 
 
 @look()
@@ -354,18 +351,18 @@ def draw_class_map(student, teacher, of: int, peak: int, images, names: list[str
     """Class maxima (K,) of student and teacher over the images of class `of`, and below them the
     `images` (n, C, H, W) uint8 behind the student's peak, beside images `like` of that class."""
     fig = Figure(figsize=(8.4, 4.7))
-    grid = fig.add_gridspec(2, max(len(images) + len(like), 1), height_ratios=(2.1, 1))
-    ax = fig.add_subplot(grid[0, :])
-    _bars(ax, [("teacher", teacher, "#555555", ""), ("student", student, "#ffa90e", "//")], names)
-    ax.set(ylabel="largest probability", title=f"Over all test images of: {names[of]}")
+    ax, below = fig.subplots(2, 1, height_ratios=(2.4, 1))
+    _bars(ax, f"Largest probability over all test images of: {names[of]}",
+          [("teacher", teacher, BARS[0]), ("student", student, BARS[1])], names)
     ax.annotate("peak", (peak, max(student[peak], teacher[peak])), (0, 16), ha="center", fontsize=9,
                 textcoords="offset points", arrowprops={"arrowstyle": "-|>", "color": INK})
-    for k, image in enumerate([*images, *like]):
-        cell = fig.add_subplot(grid[1, k])
-        picture(cell, image)
-        if k in (0, len(images)):
-            cell.set_title(f"{names[of]}, most like {names[peak]}:" if k == 0 else
-                           f"{names[peak]}, for comparison:", fontsize=9)
+    strip = [np.pad(v, ((0, 0), (0, 0), (0, len(v[0]) // 4)), constant_values=255 * (len(v) > 1))
+             for v in [*images, *like]]  # as one picture: an ax for each takes as long as the bars
+    picture(below, np.concatenate(strip, -1))
+    below.text(0, -2, f"{names[of]}, most like {names[peak]}:", fontsize=9)
+    if len(like):
+        at = len(images) * strip[0].shape[-1]
+        below.text(at, -2, f"{names[peak]}, for comparison:", fontsize=9)
     return fig
 
 

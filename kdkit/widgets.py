@@ -57,8 +57,9 @@ def _settle(fig, places: dict[tuple, list]) -> None:
     if fig.get_layout_engine() is None:  # placed by hand
         return
     parts, on = [*fig.axes, *fig.texts], [ax for ax in fig.axes if ax.axison]
-    texts = [ax.texts for ax in on], [ax.get_yticklabels() for ax in on]
-    key = str([[max((len(t.get_text()) for t in ts), default=0) for ts in kind] for kind in texts])
+    texts = [[t.get_text() for t in ax.texts] for ax in on]
+    texts += [ax.yaxis.get_major_formatter().format_ticks(ax.get_yticks()) for ax in on]
+    key = str([max((len(str(t)) for t in kind), default=0) for kind in texts])
     if key not in places:
         fig.get_layout_engine().execute(fig)
         places[key] = [part.get_position() for part in parts]

@@ -310,7 +310,6 @@ def test_each_method_has_its_own_look():
         r, g, b = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
                    for v in to_rgb(pictures.ink(s["color"])))
         assert 1.05 / (0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05) > 3.9, s
-    assert plots.colour("okddip") == plots.style("okddip")["color"]
 
 
 def test_end_labels_do_not_overlap():
