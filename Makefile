@@ -11,8 +11,8 @@ PYTHON = python3
 PY = $(abspath $(VENV))/bin/python
 # The committed figures are those of three seeds; any other run draws into figures/local/.
 FIGURES = $(if $(filter 3,$(SEEDS)),KDKIT_FIGURES="$${KDKIT_FIGURES:-$(CURDIR)/figures}")
-NEEDS = torch torchvision jupyterlab ipywidgets matplotlib seaborn pandas papermill pytest nbval \
-        numpy filelock tqdm
+NEEDS = torch torchvision jupyterlab ipywidgets matplotlib seaborn pandas papermill pytest xdist \
+        nbval numpy filelock tqdm
 SMOKE = KDKIT_PRESET=smoke KDKIT_BATCH=1 OMP_NUM_THREADS=1
 NBVAL = -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 # This checkout's kdkit, in notebooks' kernels as well, whatever the environment holds.
@@ -23,10 +23,11 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 figures: ready
 	$(FIGURES) $(PY) -m kdkit figures $(if $(SEEDS),--seeds $(SEEDS))
 
-# One store for all three, so that each smoke run is trained once.
+# One store for all three, so that each smoke run is trained once. Two workers, also where there are
+# more cores: the networks of real size take up to 6 GB each.
 test: ready
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && export KDKIT_TEST_FOLDER="$$tmp" && \
-	  $(PY) -m pytest tests && \
+	  $(PY) -m pytest tests -n 2 --dist loadfile && \
 	  $(SMOKE) KDKIT_RUNS="$$tmp/runs" KDKIT_FIGURES="$$tmp/figures" \
 	  $(PY) -m pytest $(NBVAL) notebooks/0[0-2]_*.ipynb && \
 	  $(MAKE) --no-print-directory ui
