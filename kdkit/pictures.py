@@ -316,9 +316,10 @@ def _bars(ax, title: str, rows: list[tuple[str, np.ndarray, str]], names: list[s
     if K <= 20:
         ax.set_xticks(range(K), names, rotation=30, ha="right", rotation_mode="anchor")
     ax.grid(axis="x", visible=False)
-    ax.yaxis.set_major_formatter("{x:.2f}")  # as wide always: a widget's layout stays
     top = 1.08 * max(np.max(p) for _, p, _ in rows)
-    ax.set(xlim=(-0.6, K - 0.4), ylim=(0, top), ylabel="probability", title=title)
+    ax.set(xlim=(-0.6, K - 0.4), yticks=MaxNLocator(4).tick_values(0, top), ylim=(0, top),
+           ylabel="probability", title=title)
+    ax.yaxis.set_major_formatter("{x:.2f}")  # as wide always: a widget's layout stays
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(rows), fontsize=9, borderpad=0)
 
 

@@ -82,8 +82,9 @@ def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
                 values = {k: c.value for k, c in controls.items()}  # rounded: 0.3, not 0.1 + 0.2
                 fig, text = draw(**{k: round(v, 6) if isinstance(v, float) else v
                                     for k, v in values.items()})
+                line.value = f"<p>{html.escape(text)}</p>"  # before the picture, which takes longer
                 _settle(fig, places)
-                picture.value, line.value = plots.html(fig, text), f"<p>{html.escape(text)}</p>"
+                picture.value = plots.html(fig, text)
             except Exception as e:
                 line.value = f"<p>{html.escape(f'{type(e).__name__}: {e}')}</p>"
                 if store.quiet():
@@ -105,10 +106,7 @@ def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
 
 def present(box: W.VBox) -> None:
     """Show a panel; under KDKIT_BATCH=1 its picture and line, without controls."""
-    if store.quiet():
-        display(HTML(box.children[1].value + box.children[2].value))
-    else:
-        display(box)
+    display(HTML(box.children[1].value + box.children[2].value) if store.quiet() else box)
 
 
 def _kl(p: np.ndarray, q: np.ndarray) -> float:

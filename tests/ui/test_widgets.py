@@ -11,7 +11,7 @@ from kdkit.config import preset
 from kdkit.data import load
 from kdkit.methods import resolve
 
-# Milliseconds from the first key to the changed line, by the page's own clock.
+# Milliseconds from the first key to the changed picture, by the page's own clock.
 TIMED = """of => { let began; window.kdTook = null;
   addEventListener('keydown', () => began = performance.now(), {capture: true, once: true});
   new MutationObserver((_, seen) => { window.kdTook = performance.now() - began;
@@ -41,11 +41,10 @@ class Panel:
         name = f"kd-{self.name}-{knob}"
         at = self.nb.button(name, of) if of else self.nb.knob(name)
         at.focus()
-        line = f".kd-{self.name}-line"
-        self.nb.page.evaluate(TIMED, line)
+        self.nb.page.evaluate(TIMED, f".kd-{self.name}-picture")
         for key in keys:
             at.press(key)
-        self.nb.page.wait_for_function(SAYS, arg=[line, says])
+        self.nb.page.wait_for_function(SAYS, arg=[f".kd-{self.name}-line", says])
         expect(self.picture).to_have_attribute("alt", self.line())
         assert self.picture.get_attribute("alt") != before[1]
         if draws:
