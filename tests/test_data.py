@@ -300,7 +300,7 @@ def test_subset():
 
 @pytest.mark.parametrize(("batch", "augment", "said"), [
     (0, "none", "1 to 40"), (41, "none", "1 to 40"),
-    (8, "mixup", "unknown augment 'mixup': known: none, flip")])
+    (8, "mixup", "unknown augment 'mixup': known: none, flip, crop, crop_flip")])
 def test_batches_refuses(batch, augment, said):
     with pytest.raises(ValueError, match=said):
         tiny().batches(True, batch, augment, seeded())
@@ -339,7 +339,8 @@ def test_datasets_and_unknown_name():
     assert kd.datasets() == ("lesson", "lesson_val", "fashion_mnist", "fashion_mnist32", "cifar10",
                              "cifar100", "imagenet")
     for door in (kd.load, kd.download):
-        with pytest.raises(ValueError, match="unknown data set 'mnist'"):
+        said = "unknown data set 'mnist': .*known: lesson, lesson_val"
+        with pytest.raises(ValueError, match=said):
             door("mnist")
 
 
