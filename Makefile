@@ -14,6 +14,8 @@ FIGURES = $(if $(filter 3,$(SEEDS)),KDKIT_FIGURES="$${KDKIT_FIGURES:-$(CURDIR)/f
 NEEDS = torch torchvision jupyterlab ipywidgets matplotlib seaborn pandas papermill pytest xdist \
         nbval numpy filelock tqdm
 SMOKE = KDKIT_PRESET=smoke KDKIT_BATCH=1 OMP_NUM_THREADS=1
+SHARED = tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
+         export KDKIT_TEST_FOLDER="$${KDKIT_TEST_FOLDER:-$$tmp}"
 NBVAL = -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 # This checkout's kdkit, in notebooks' kernels as well, whatever the environment holds.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
@@ -23,18 +25,19 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 figures: ready
 	$(FIGURES) $(PY) -m kdkit figures $(if $(SEEDS),--seeds $(SEEDS))
 
-# One store for all three, so that each smoke run is trained once. Two workers, also where there are
-# more cores: the networks of real size take up to 6 GB each.
+# One store for all, so that each smoke run is trained once. Two workers, also where there are more
+# cores: the networks of real size take up to 6 GB each.
 test: ready
-	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && export KDKIT_TEST_FOLDER="$$tmp" && \
-	  $(PY) -m pytest tests -n 2 --dist loadfile && \
-	  $(SMOKE) KDKIT_RUNS="$$tmp/runs" KDKIT_FIGURES="$$tmp/figures" \
+	@$(SHARED) && $(PY) -m pytest tests -n 2 --dist loadgroup && \
+	  $(SMOKE) KDKIT_RUNS="$$KDKIT_TEST_FOLDER/runs" KDKIT_FIGURES="$$KDKIT_TEST_FOLDER/figures" \
 	  $(PY) -m pytest $(NBVAL) notebooks/0[0-2]_*.ipynb && \
 	  $(MAKE) --no-print-directory ui
 
 # Playwright and nbval do not share a process. Without a browser: one line, and with CI=true a failure.
+# The widgets are alone in the machine, because the report says how fast they answer.
 ui: ready
-	@if why=$$($(PY) tests/ui/install.py); then $(PY) -m pytest tests/ui; else \
+	@if why=$$($(PY) tests/ui/install.py); then $(SHARED) && \
+	  $(PY) -m pytest tests/ui/test_walk.py -n 2 && $(PY) -m pytest tests/ui/test_widgets.py; else \
 	  echo "kdkit: not tested in a real browser: $$why" >&2; test "$(CI)" != true; fi
 
 lab: ready

@@ -160,7 +160,7 @@ def cmd_reproduce(args) -> int:
 
 def lacking(runs: list[Run]) -> list[str]:
     """What this machine has not of the runs' data and, if that is all there, their weights."""
-    sets, weights = {r.data for r in runs} - {"lesson"}, {r.student for r in runs if r.pretrained}
+    sets, weights = {r.data for r in runs}, {r.student for r in runs if r.pretrained}
     lack = []
     for names, find in ((sets, lambda name: files.find(data.SETS[name].family, None)),
                         (weights, models.pretrained)):
@@ -244,8 +244,7 @@ def cmd_doctor(args) -> int:
              "threads": f"{torch.get_num_threads()} of torch, {batch.cores()} core(s) for sweep"}
     for name in data.datasets():
         try:
-            told[f"data {name}"] = ("inside kdkit" if name == "lesson" else
-                                    str(files.find(data.SETS[name].family, None).absolute()))
+            told[f"data {name}"] = str(files.find(data.SETS[name].family, None).absolute())
         except files.MissingData:
             told[f"data {name}"] = f"not here; `python -m kdkit data {name}` tells how to get it"
     told["store"] = (f"{store.root()}: {len(done)} finished, {len(under_way)} under way, "

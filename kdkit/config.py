@@ -145,8 +145,9 @@ def digest(*values: Any) -> str:
 
 
 PRESETS: dict[str, Run] = {
-    # For tests: a second or two each.
-    "smoke": Run(preset="smoke", n_train=200, epochs=3, batch=50, teacher="resnet8_w0.5"),
+    # For tests: a second or two each, with few test images, which take most of the time.
+    "smoke": Run(preset="smoke", data="lesson_few", n_train=200, epochs=3, batch=50,
+                 teacher="resnet8_w0.5"),
     # Chosen on validation images and seeds 100 and 101 (benchmarks/lesson_search.csv).
     "lesson": Run(n_train=2000, epochs=20, batch=64),
     # OKDDip, Sec. "Settings" and its code (wd 5e-4; crop and flip).

@@ -18,12 +18,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .config import choose
-from .files import MissingData, fetch, find, read_cifar, read_fashion
+from .files import LESSON, fetch, find, read_cifar, read_fashion
 
-__all__ = ["Data", "Folders", "MissingData", "augmented", "datasets", "download", "interleave",
-           "load"]
-
-LESSON = Path(__file__).parent / "assets" / "lesson.npz"
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
            "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 AUGMENT = {"none": (0, False), "flip": (0, True), "crop": (4, False), "crop_flip": (4, True)}
@@ -40,6 +36,7 @@ class _Set(NamedTuple):
 _GREY = ((0.2860,), (0.3530,))
 SETS = {
     "lesson": _Set("lesson", 10, *_GREY),
+    "lesson_few": _Set("lesson", 10, *_GREY),
     "lesson_val": _Set("fashion_mnist", 10, *_GREY),
     "fashion_mnist": _Set("fashion_mnist", 10, *_GREY),
     "fashion_mnist32": _Set("fashion_mnist", 10, _GREY[0] * 3, _GREY[1] * 3),
@@ -288,21 +285,25 @@ def load(name: str, device: str | torch.device = "cpu", n_train: int = 0,
 
     n_train > 0 keeps that many training images, classes dealt out in turn and each class in file
     order: always the same images, and a smaller choice is the beginning of a larger one. 0 keeps
-    all, in file order (the lesson set is stored dealt out). `lesson` is in kdkit; `lesson_val`
-    has its training images, and for a test set 10,000 of Fashion-MNIST's training images that the
-    lesson does not use: recipes are chosen on it. `fashion_mnist32` is padded by 2 black pixels a
+    all, in file order (the lesson set is stored dealt out). `lesson` is in kdkit; `lesson_few`
+    has 50 of its test images a class, for quick trials; `lesson_val` has its training images, and
+    for a test set 10,000 of Fashion-MNIST's training images that the lesson does not use: recipes
+    are chosen on it. `fashion_mnist32` is padded by 2 black pixels a
     side and repeated to 3 channels. Files are looked for under `root` alone if given, else under
     $KDKIT_DATA, ./data and, for Fashion-MNIST, where Debian installs it. `workers` (ImageNet only):
     processes that decode images, by default one a core, at most 8.
     Errors: ValueError for an unknown name, n_train out of range or a damaged file; MissingData.
     """
     spec, device = SETS[choose(name, SETS, "data set")], torch.device(device)
-    folder = None if name == "lesson" else find(spec.family, root)
+    folder = find(spec.family, root)
     if name == "imagenet":
         return _imagenet(device, n_train, folder, workers)
     names = FASHION
-    if name == "lesson":
+    if spec.family == "lesson":
         x, y, x_test, y_test, _ = _lesson()
+        if name == "lesson_few":
+            few = interleave(y_test)[:500]
+            x_test, y_test = x_test[few], y_test[few]
     elif name == "lesson_val":
         x, y, x_test, y_test = _lesson_val(folder)
     elif spec.family == "fashion_mnist":
@@ -318,14 +319,10 @@ def load(name: str, device: str | torch.device = "cpu", n_train: int = 0,
 
 
 def download(name: str, root: str | os.PathLike | None = None, progress: bool = True) -> Path:
-    """Fetch a data set through torchvision, which checks its MD5; returns the folder it is in.
+    """Fetch a data set through torchvision, which checks its MD5; returns where it is.
 
     root: where to put it, by default $KDKIT_DATA or ./data. What is already there is left alone.
-    progress: show torchvision's bar. Errors: ValueError for an unknown name and for `lesson`, which
-    is part of the package; MissingData for ImageNet, which nobody may pass on; OSError or
-    RuntimeError if the transfer fails.
+    progress: show torchvision's bar. Errors: ValueError for an unknown name; MissingData for
+    ImageNet, which nobody may pass on; OSError or RuntimeError if the transfer fails.
     """
-    family = SETS[choose(name, SETS, "data set")].family
-    if family == "lesson":
-        raise ValueError("lesson: nothing to download, it is part of kdkit")
-    return fetch(family, root, progress)
+    return fetch(SETS[choose(name, SETS, "data set")].family, root, progress)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LESSON = Path(__file__).parent / "assets" / "lesson.npz"
 SYSTEM = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte",
        "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -156,7 +157,12 @@ def torchvision_set(family: str) -> Any:
 
 
 def find(family: str, root: str | os.PathLike | None) -> Path:
-    """The folder that holds a family's files: under root alone if given. Errors: MissingData."""
+    """The folder that holds a family's files: under root alone if given. Errors: MissingData.
+
+    The lesson's one file is in the package.
+    """
+    if family == "lesson":
+        return LESSON
     if family == "imagenet":
         subs, need = ("imagenet", "."), ["train", "val"]
     elif family == "fashion_mnist":

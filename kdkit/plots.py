@@ -94,9 +94,8 @@ FIGURES: dict[str, Spec] = {
     "baseline_curves": over_epochs(
         "01", _ACCURACY | {"Loss": ["training loss"]}, say_curves, {"method": "baseline"}),
     "kd_accuracy": accuracies("02", {"method": "baseline"}, {"method": "kd"}),
-    "kd_temperature": sweep(
-        "02", "T", "temperature T", {"method": "baseline"},
-        *({"method": "kd", "T": T} for T in (1.0, 2.0, 4.0, 8.0)), log=True),
+    "kd_temperature": sweep("02", "T", "temperature T", {"method": "baseline"}, *(
+        {"method": "kd", "T": T} for T in (1.0, 2.0, 4.0, 8.0)), log=True),
     "features_accuracy": accuracies("03", *({"method": m} for m in (
         "baseline", "kd", "fitnet", "at", "ft", "ofd", "reviewkd"))),
     "at_weight": sweep("03", "beta", "weight β of the attention maps", {"method": "baseline"},
@@ -156,12 +155,10 @@ FIGURES: dict[str, Spec] = {
         "08", {"method": "dckd"}, {"method": "dckd", "reverse": False},
         {"method": "dckd", "collection": "avg"},
         {"method": "dckd", "collection": "avg", "reverse": False}, against="first"),
-    "group_size": sweep(
-        "08", "m", "group size m",
-        *({"method": k, "m": m} for k in ("okddip", "one", "cl_ilr") for m in (3, 4, 6, 8))),
-    "dckd_students": sweep(
-        "08", "m", "students m", {"method": "kd"},
-        *({"method": "dckd", "m": m} for m in (2, 3, 4, 5))),
+    "group_size": sweep("08", "m", "group size m", *(
+        {"method": k, "m": m} for k in ("okddip", "one", "cl_ilr") for m in (3, 4, 6, 8))),
+    "dckd_students": sweep("08", "m", "students m", {"method": "kd"}, *(
+        {"method": "dckd", "m": m} for m in (2, 3, 4, 5))),
     "diversity_ensemble": spec(
         "09", ({"method": m} for m in ("ind", "cl_ilr", "one", "okddip", "dml", "dckd")),
         tables.ensembles, pictures.draw_ensembles, say_ensembles),

@@ -77,6 +77,7 @@ def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
 
     def redraw(_=None):
         with busy, plots.look():  # two quick changes may come on two threads
+            collects = gc.isenabled()
             gc.disable()  # else it pauses between a key and its picture
             try:
                 values = {k: c.value for k, c in controls.items()}  # rounded: 0.3, not 0.1 + 0.2
@@ -85,12 +86,14 @@ def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
                 line.value = f"<p>{html.escape(text)}</p>"  # before the picture, which takes longer
                 _settle(fig, places)
                 picture.value = plots.html(fig, text)
+                time.sleep(0.01)  # it is sent by a thread that could not while memory is tidied
             except Exception as e:
                 line.value = f"<p>{html.escape(f'{type(e).__name__}: {e}')}</p>"
                 if store.quiet():
                     raise
             finally:
-                gc.enable()
+                if collects:
+                    gc.enable()
 
     redraw()
     for key, control in controls.items():

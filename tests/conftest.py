@@ -1,13 +1,20 @@
 """No test writes into the checkout, asks for a front end or takes more than one core."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from kdkit import cli, data, train
+from kdkit import cli
+
+
+def pytest_collection_modifyitems(items):
+    """Side by side, a file's tests stay together for what they share; the networks of real size,
+    half of all the time, come last and go wherever there is room."""
+    for item in items:
+        if item.originalname != "test_each_run_trains":
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,17 +34,10 @@ def apart(tmp_path_factory):
         os.environ.pop(k, None) if v is None else os.environ.update({k: v})
 
 
-def few(*args, **kw):
-    """`data.load` with 300 of the 10,000 test images."""
-    d = data.load(*args, **kw)
-    return replace(d, x_test=d.x_test[:300], y_test=d.y_test[:300])
-
-
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    """An empty store, and few test images."""
+    """An empty store."""
     monkeypatch.setenv("KDKIT_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(train, "load", few)
     return tmp_path / "runs"
 
 

@@ -34,12 +34,6 @@ class Half(Method):
 '''
 
 
-@pytest.fixture
-def runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("KDKIT_RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs"
-
-
 @pytest.mark.parametrize("args, says", [
     ("", "train, sweep"),
     ("trian kd", "did you mean train?"),
@@ -69,7 +63,6 @@ def runs(tmp_path, monkeypatch):
     ("figures --only accuracyy", "figure"),
     ("figures --preset lessn", "did you mean lesson?"),
     ("data cifar1", "did you mean cifar10"),
-    ("data lesson", "nothing to download"),
     ("list method", "did you mean methods"),
 ])
 def test_wrong_input_is_exit_2_and_one_line(args, says, runs, call):

@@ -92,12 +92,12 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def test_lesson_arrays():
-    with np.load(kd.LESSON, allow_pickle=False) as z:
+    with np.load(files.LESSON, allow_pickle=False) as z:
         assert {k: hashlib.sha256(z[k].tobytes()).hexdigest() for k in z} == LESSON_SHA256
-    assert kd.LESSON.stat().st_size <= 8e6
-    with zipfile.ZipFile(kd.LESSON) as z:  # no time of making, or the bytes would change
+    assert files.LESSON.stat().st_size <= 8e6
+    with zipfile.ZipFile(files.LESSON) as z:  # no time of making, or the bytes would change
         assert {i.date_time for i in z.infolist()} == {(1980, 1, 1, 0, 0, 0)}
-    assert "Zalando SE" in kd.LESSON.with_name("LICENSE-fashion-mnist").read_text()
+    assert "Zalando SE" in files.LESSON.with_name("LICENSE-fashion-mnist").read_text()
 
 
 def test_lesson_is_balanced_in_every_prefix():
@@ -114,7 +114,7 @@ def test_lesson_is_balanced_in_every_prefix():
 
 def test_lesson_is_the_first_500_a_class_of_the_original_files(tmp_path):
     """With the originals here, against them; without, the hashes above have said the same."""
-    with np.load(kd.LESSON, allow_pickle=False) as z:
+    with np.load(files.LESSON, allow_pickle=False) as z:
         lesson = {k: z[k] for k in z}
     index = lesson["train_index"].reshape(500, 10)
     assert (np.diff(index, axis=0) > 0).all()  # each class in file order
@@ -155,10 +155,19 @@ def test_script_compares_the_published_header(tmp_path):
     assert script().published_md5(tmp_path / f"{name}.gz") not in sums
 
 
+def test_lesson_few_is_the_lesson_with_fewer_test_images():
+    few, lesson = kd.load("lesson_few", n_train=70), kd.load("lesson", n_train=70)
+    assert few.x.equal(lesson.x) and few.y.equal(lesson.y)
+    assert few.y_test.tolist() == list(range(10)) * 50
+    for c in range(10):
+        first = lesson.x_test[lesson.y_test == c][:50]
+        assert few.x_test[few.y_test == c].equal(first)
+
+
 def test_lesson_val_shares_no_image_with_the_lesson(elsewhere, monkeypatch):
     """Built on a stand-in for the 60,000 originals that carries the lesson at its right places."""
     lesson = kd.load("lesson")
-    with np.load(kd.LESSON, allow_pickle=False) as z:
+    with np.load(files.LESSON, allow_pickle=False) as z:
         index = torch.from_numpy(z["train_index"]).long()
     y = torch.arange(60_000) % 10
     rest = torch.ones(60_000, dtype=bool).index_fill_(0, index, False)
@@ -336,10 +345,10 @@ def test_interleave_with_uneven_classes():
 
 
 def test_datasets_and_unknown_name():
-    assert kd.datasets() == ("lesson", "lesson_val", "fashion_mnist", "fashion_mnist32", "cifar10",
-                             "cifar100", "imagenet")
+    assert kd.datasets() == ("lesson", "lesson_few", "lesson_val", "fashion_mnist",
+                             "fashion_mnist32", "cifar10", "cifar100", "imagenet")
     for door in (kd.load, kd.download):
-        said = "unknown data set 'mnist': .*known: lesson, lesson_val"
+        said = "unknown data set 'mnist': .*known: lesson, lesson_few"
         with pytest.raises(ValueError, match=said):
             door("mnist")
 
@@ -356,23 +365,27 @@ def test_n_train_out_of_range(n):
     ("cifar10", "cifar10", "data_batch_5"), ("cifar100", "cifar100", "test")])
 def test_missing_data_says_what_where_and_how(elsewhere, monkeypatch, name, family, file):
     monkeypatch.setenv("KDKIT_DATA", str(elsewhere / "mine"))
-    with pytest.raises(kd.MissingData) as e:
+    with pytest.raises(files.MissingData) as e:
         kd.load(name)
     message = str(e.value)
     assert isinstance(e.value, ValueError) and "\n" not in message
     for part in (file, str(elsewhere / "mine"), "data/", f"python -m kdkit data {family}`"):
         assert part in message
-    with pytest.raises(kd.MissingData) as e:  # an explicit root is the only place
+    with pytest.raises(files.MissingData) as e:  # an explicit root is the only place
         kd.load(name, root=elsewhere / "here")
     assert str(elsewhere / "here") in str(e.value) and "mine" not in str(e.value)
 
 
 def test_imagenet_must_come_by_hand(elsewhere):
     for door in (kd.load, kd.download):
-        with pytest.raises(kd.MissingData, match="train/CLASS.*by hand"):
+        with pytest.raises(files.MissingData, match="train/CLASS.*by hand"):
             door("imagenet")
-    with pytest.raises(ValueError, match="part of kdkit"):
-        kd.download("lesson")
+
+
+def test_the_lesson_is_there_already(elsewhere):
+    for name in ("lesson", "lesson_few"):
+        assert kd.download(name, root=elsewhere / "mine") == files.LESSON
+    assert not (elsewhere / "mine").exists()
 
 
 # --- Fashion-MNIST -----------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kdkit import data, store, train
+from kdkit import store, train
 from kdkit.config import preset
 from kdkit.losses import ce
 from kdkit.methods import CC, CRD, CRDKD, KD, KDCL, RKD, Baseline, Ind, Probe, Step, make, resolve
@@ -424,15 +423,9 @@ def test_a_teacher_is_a_member_without_gradient(form):
 # ---- through the trainer ----
 
 
-def few_tests(*args, **kw):
-    d = data.load(*args, **kw)
-    return replace(d, x_test=d.x_test[:300], y_test=d.y_test[:300])
-
-
 def test_general_with_a_teacher_goes_on_bit_equally(tmp_path, monkeypatch):
     """It trains on all but the held-out images, and w is of its checkpoint."""
     monkeypatch.setenv("KDKIT_RUNS", str(tmp_path))
-    monkeypatch.setattr(train, "load", few_tests)
     run = preset("smoke", method="kdcl", student="resnet8_w0.25", teacher="resnet8_w0.25",
                  n_train=100, batch=25, epochs=2, augment="crop_flip", m=2, form="general",
                  with_teacher=True)
@@ -475,7 +468,6 @@ def test_general_with_a_teacher_goes_on_bit_equally(tmp_path, monkeypatch):
 
 def test_a_method_of_layers_keeps_them_in_its_record(tmp_path, monkeypatch):
     monkeypatch.setenv("KDKIT_RUNS", str(tmp_path))
-    monkeypatch.setattr(train, "load", few_tests)
     run = preset("smoke", method="crd_kd", student="resnet8_w0.25", teacher="resnet8_w0.25",
                  n_train=100, batch=25, epochs=1, dim=8)
     job = train.setup(resolve(run))

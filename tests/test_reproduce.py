@@ -1,6 +1,5 @@
 """Rows of the papers' tables as runs: what they are, that each trains, and what comes of them."""
 
-import copy
 import json
 from dataclasses import replace
 from functools import cache
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdkit import batch, data, files, machine, metrics, models, store, tables, train
+from kdkit import batch, files, machine, metrics, models, store, tables, train
 from kdkit.config import Run, lr_at
 from kdkit.data import SETS, Data
 from kdkit.methods import make, resolve
@@ -85,7 +84,7 @@ def stand_ins(monkeypatch):
 
     def model(run):
         its = Run(method=run.method, params=run.params, student=run.student, data=run.data)
-        asked.append(copy.deepcopy(random_net(its)))
+        asked.append(random_net(its))
         return asked[-1]
 
     monkeypatch.setattr(train, "load", lambda name, device, n_train: virtual(name))
@@ -108,7 +107,7 @@ def test_each_run_trains(run, stand_ins):
                  **{f"method.{k}": p for k, p in job.method.named_parameters()}}
         listed = {id(p) for group in job.optimizer.param_groups for p in group["params"]}
         assert listed == {id(p) for p in named.values()}
-        teachers = [copy.deepcopy(net.state_dict()) for net in stand_ins]
+        teachers = [{k: v.clone() for k, v in net.state_dict().items()} for net in stand_ins]
         batches = job.data.batches(True, run.batch, run.augment, torch.Generator(),
                                    max(0, job.steps - 3), job.pool)  # the last ones
         reached = set()
@@ -267,8 +266,8 @@ def test_ensembles_diversity_and_correlation(monkeypatch):
 
 KEYS = ("paper table row column dataset networks metric statistic published published_std ours "
         "ours_std n run note").split()
-LITTLE = ["--set", "data=lesson", "--set", "epochs=1", "--set", "n_train=100", "--set", "batch=20",
-          "--set", "full_tests=0", "--set", "lr=0.001"]
+LITTLE = ["--set", "data=lesson_few", "--set", "epochs=1", "--set", "n_train=100",
+          "--set", "batch=20", "--set", "full_tests=0", "--set", "lr=0.001"]
 
 
 @pytest.fixture
@@ -349,11 +348,7 @@ def test_missing_weights_are_named_before_training(runs, call, monkeypatch):
 
 @pytest.fixture
 def quick_sweep(runs, monkeypatch):
-    """Sweeps in this process, which sees only 100 test images; what they were asked for."""
-    def few(*args, **kw):
-        d = data.load(*args, **kw)
-        return replace(d, x_test=d.x_test[:100], y_test=d.y_test[:100])
-
+    """Sweeps in this process; what they were asked for."""
     def sweep(wanted, workers):
         asked.append((len(wanted), workers))
         for job in batch.plan(wanted).values():
@@ -361,7 +356,6 @@ def quick_sweep(runs, monkeypatch):
         return {}
 
     asked = []
-    monkeypatch.setattr(train, "load", few)
     monkeypatch.setattr(batch, "sweep", sweep)
     return asked
 
@@ -371,9 +365,9 @@ def test_reproduce_fills_its_cells_and_no_others(runs, quick_sweep, call):
     which, column = "dckd:2:DCKD Net1:ResNet56/ResNet20", "ResNet56/ResNet20"
     code, out, _ = call("reproduce", which, *LITTLE)
     assert code == 0 and quick_sweep == [(1, None)]
-    assert out.splitlines()[:2] == ["to train: Baseline (resnet56, lesson, seed 0)",
-                                    "to train: DCKD (resnet20, lesson, seed 0)"]
-    assert "recipe changed: data=lesson, epochs=1" in out and "not run" not in out
+    assert out.splitlines()[:2] == ["to train: Baseline (resnet56, lesson_few, seed 0)",
+                                    "to train: DCKD (resnet20, lesson_few, seed 0)"]
+    assert "recipe changed: data=lesson_few, epochs=1" in out and "not run" not in out
 
     told = {(c["row"], c["column"]): c for c in json.loads(
         call("table", "dckd:2", *LITTLE, "--json")[1])}
@@ -382,7 +376,7 @@ def test_reproduce_fills_its_cells_and_no_others(runs, quick_sweep, call):
     for k, top1 in enumerate(sorted(group.result["top1"], reverse=True), 1):
         cell = told[f"DCKD Net{k}", column]
         assert (cell["ours"], cell["ours_std"], cell["n"]) == (top1, None, 1)
-        assert cell["run"] == group.id and "recipe changed: data=lesson" in cell["note"]
+        assert cell["run"] == group.id and "recipe changed: data=lesson_few" in cell["note"]
     teacher = told["Teacher", column]
     assert teacher["run"] == group.meta["teacher"]
     assert teacher["ours"] == group.result["teacher_top1"]
@@ -413,7 +407,7 @@ def test_repetitions_make_a_mean(runs, quick_sweep, call):
     [cell] = json.loads(call(*table)[1])
     assert (cell["n"], cell["run"], cell["ours_std"]) == (1, store.run_id(second), None)
     code, out, _ = call("reproduce", which, *LITTLE, "--seeds", "2", "--workers", "1")
-    assert code == 0 and quick_sweep == [(2, 1)] and "resnet20, lesson, seed 0" in out
+    assert code == 0 and quick_sweep == [(2, 1)] and "resnet20, lesson_few, seed 0" in out
     assert out.count("to train") == 1
     [cell] = json.loads(call(*table)[1])
     top1 = [store.read(runs / key).result["top1"][0] for key in cell["run"].split()]

@@ -19,7 +19,6 @@ import filelock
 import numpy as np
 import pytest
 import torch
-from conftest import few
 
 from kdkit import store, train
 from kdkit.config import PRESETS, Run, preset
@@ -40,7 +39,6 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KDKIT_RUNS", str(root))
         patch.setenv("KDKIT_BATCH", "1")
-        patch.setattr(train, "load", few)
         return train.get(tiny()).path
 
 
@@ -535,9 +533,8 @@ def test_other_code_of_our_own_is_told_and_fresh_trains_again(stored, capsys):
 CHILD = """
 import os, pathlib, sys, time
 sys.path.insert(0, sys.argv[1])
-from test_store import few, tiny
+from test_store import tiny
 from kdkit import train
-train.load = few
 def wait(job):
     print("trains", flush=True)
     while not pathlib.Path(sys.argv[2]).exists():

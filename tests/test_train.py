@@ -132,9 +132,7 @@ import sys
 from kdkit import train
 from kdkit.config import preset
 sys.path.insert(0, sys.argv[1])
-from conftest import few
 from test_train import killed_run
-train.load = few
 step = train.train_step
 def often(job, *args):
     job.next_save = 0.0  # a checkpoint after each step
@@ -343,7 +341,7 @@ def test_wrong_students_and_batches(runs):
         train.get(tiny("okddip", student="resnet8,resnet8,resnet14,resnet8"))
     with pytest.raises(ValueError, match="unknown network 'resnet9': did you mean resnet"):
         train.get(tiny(student="resnet9"))
-    with pytest.raises(ValueError, match="batch=101: lesson has 100 training images here"):
+    with pytest.raises(ValueError, match="batch=101: lesson_few has 100 training images here"):
         train.get(tiny(batch=101))
     with pytest.raises(ValueError, match="unknown method 'okdip': did you mean okddip"):
         train.get(tiny("okdip"))
@@ -530,9 +528,8 @@ def test_a_folded_network_answers_the_same():
 # ---- what a record holds ----
 
 
-def test_a_real_run_from_end_to_end(runs, monkeypatch):
-    monkeypatch.setattr(train, "load", data.load)  # all 10,000 test images
-    record = train.get(tiny("dml", m=2, teacher_weight=1.0))
+def test_a_real_run_from_end_to_end(runs):
+    record = train.get(tiny("dml", m=2, teacher_weight=1.0, data="lesson"))
     y = data.load("lesson").y_test.numpy()
     z, t = (record.test_logits[k].astype(np.float32) for k in ("students", "teacher"))
     assert z.shape == (2, 10_000, 10) and t.shape == (10_000, 10)
@@ -723,7 +720,7 @@ def test_held_out_images_are_shown_but_not_trained_on(special, runs):
         train.train_epoch(job, stop, bar)
     assert job.method.indices <= set(job.pool.tolist()) and len(job.method.indices) == 70
     assert job.method.w.tolist() != pytest.approx([1 / 3] * 3)
-    with pytest.raises(ValueError, match="batch=71: lesson has 70 training images here"):
+    with pytest.raises(ValueError, match="batch=71: lesson_few has 70 training images here"):
         train.get(tiny("views", batch=71))
     whole = kept(train.get(run))
     stopped(run, 10, fresh=True)
