@@ -48,7 +48,7 @@ class Job:
     title: str
     order: dict
     needs: set[str] = field(default_factory=set)
-    epochs: int = 0
+    epochs: int = 1  # of the bar; a notebook counts as one
 
 
 def cores() -> int:
@@ -107,7 +107,7 @@ def carry_out(jobs: dict[str, Job], workers: int | None = None, module: str | No
 
     env = {**os.environ, **ALONE, "KDKIT_RUNS": str(store.root()), **env}
     total = sum(job.epochs for job in jobs.values())
-    with stoppable() as stop, tqdm(total=total, desc=title, unit="epoch",
+    with stoppable() as stop, tqdm(total=total, desc=title, unit="epoch", mininterval=1,
                                    disable=store.quiet() or not jobs) as bar:
         try:
             while True:

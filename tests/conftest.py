@@ -9,6 +9,7 @@ import torch
 from kdkit import cli
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items):
     """Side by side, a file's tests stay together for what they share; the networks of real size,
     half of all the time, come last and go wherever there is room."""
