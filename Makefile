@@ -28,7 +28,7 @@ figures: ready
 # One store for all, so that each smoke run is trained once. Two workers, also where there are more
 # cores: the networks of real size take up to 6 GB each.
 test: ready
-	@$(SHARED) && $(PY) -m pytest tests -n 2 --dist loadgroup && \
+	@$(SHARED) && $(PY) -m pytest tests -n 2 --dist loadfile && \
 	  $(SMOKE) KDKIT_RUNS="$$KDKIT_TEST_FOLDER/runs" KDKIT_FIGURES="$$KDKIT_TEST_FOLDER/figures" \
 	  $(PY) -m pytest $(NBVAL) notebooks/0[0-2]_*.ipynb && \
 	  $(MAKE) --no-print-directory ui

@@ -9,13 +9,18 @@ import torch
 from kdkit import cli
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
-def pytest_collection_modifyitems(items):
-    """Side by side, a file's tests stay together for what they share; the networks of real size,
-    half of all the time, come last and go wherever there is room."""
-    for item in items:
-        if item.originalname != "test_each_run_trains":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With --dist loadfile: the tests of a file stay together for what they share, but the networks
+    of real size, half of all the time, come last and go wherever there is room."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            alone = "::test_each_run_trains[" in nodeid
+            return nodeid if alone else super()._split_scope(nodeid)
+
+    return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session", autouse=True)
