@@ -212,7 +212,7 @@ _CANVAS = FigureCanvasAgg(Figure())  # one for all: it remembers how wide texts 
 def html(fig: Figure, alt: str) -> str:
     """The figure as an <img> that carries its alt text."""
     buffer, _CANVAS.figure = io.BytesIO(), fig
-    fig.set_dpi(110)
+    fig.set_dpi(96)
     _CANVAS.print_png(buffer, pil_kwargs={"compress_level": 1})  # savefig would draw twice
     return (f'<img alt="{markup.escape(alt)}" style="max-width:100%" '
             f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">')
