@@ -37,7 +37,8 @@ test: ready
 # The widgets are alone in the machine, because the report says how fast they answer.
 ui: ready
 	@if why=$$($(PY) tests/ui/install.py); then $(SHARED) && \
-	  $(PY) -m pytest tests/ui/test_walk.py -n 2 && $(PY) -m pytest tests/ui/test_widgets.py; else \
+	  $(PY) -m pytest tests/ui -n 2 --deselect tests/ui/test_widgets.py && \
+	  $(PY) -m pytest tests/ui/test_widgets.py; else \
 	  echo "kdkit: not tested in a real browser: $$why" >&2; test "$(CI)" != true; fi
 
 lab: ready

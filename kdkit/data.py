@@ -288,10 +288,10 @@ def load(name: str, device: str | torch.device = "cpu", n_train: int = 0,
     all, in file order (the lesson set is stored dealt out). `lesson` is in kdkit; `lesson_few`
     has 50 of its test images a class, for quick trials; `lesson_val` has its training images, and
     for a test set 10,000 of Fashion-MNIST's training images that the lesson does not use: recipes
-    are chosen on it. `fashion_mnist32` is padded by 2 black pixels a
-    side and repeated to 3 channels. Files are looked for under `root` alone if given, else under
-    $KDKIT_DATA, ./data and, for Fashion-MNIST, where Debian installs it. `workers` (ImageNet only):
-    processes that decode images, by default one a core, at most 8.
+    are chosen on it. `fashion_mnist32` is padded by 2 black pixels a side and repeated to 3
+    channels. Files are looked for under `root` alone if given, else under $KDKIT_DATA, ./data and,
+    for Fashion-MNIST, where Debian installs it. `workers` (ImageNet only): processes that decode
+    images, by default one a core, at most 8.
     Errors: ValueError for an unknown name, n_train out of range or a damaged file; MissingData.
     """
     spec, device = SETS[choose(name, SETS, "data set")], torch.device(device)
