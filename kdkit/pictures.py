@@ -1,6 +1,8 @@
 """Tables in, figures out: one style sheet, one look for each method, no pyplot, no state.
 
 Every `draw_*` is a pure function that returns a matplotlib Figure; nothing is shown or written.
+Those of the widgets take a `fig` that they returned before, and draw in it again: in a third of the
+time.
 """
 
 import threading
@@ -15,6 +17,7 @@ from matplotlib import color_sequences
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from . import metrics
@@ -70,11 +73,10 @@ def end_labels(ax, labels: list[tuple[float, str, str]], xs=None) -> None:
             lack = max(0.0, gap - (moved[k + 1] - moved[k]))
             moved[k], moved[k + 1] = moved[k] - lack / 2, moved[k + 1] + lack / 2
     for i, new in zip(order, moved, strict=True):
-        x = 1 if xs is None else (xs[i] - left) / (right - left)
-        ax.annotate(labels[i][1], (x, at[i]), (1.035, new), xycoords="axes fraction", va="center",
-                    fontsize=9, color=ink(labels[i][2]), annotation_clip=False, arrowprops={
-                        "arrowstyle": "-", "color": labels[i][2], "lw": 0.7, "shrinkB": 0,
-                        "alpha": 1 if xs is None else 0.5})
+        (_, text, c), x = labels[i], 1 if xs is None else (xs[i] - left) / (right - left)
+        ax.text(1.035, new, text, transform=ax.transAxes, va="center", fontsize=9, color=ink(c))
+        ax.add_line(Line2D([x, 1.025], [at[i], new], transform=ax.transAxes, clip_on=False, color=c,
+                           marker="", ls="-", lw=0.7, alpha=1 if xs is None else 0.5))
 
 
 def beside(ax, y: float, text: str, c: str = INK) -> None:
@@ -172,6 +174,23 @@ def draw_sweep(table: pd.DataFrame, x: str, xlabel: str, log: bool = False) -> F
     return fig
 
 
+def _axes(fig: Figure | None, size: tuple[float, float], *shape: int, **given):
+    """(figure, its axes): a new one, or `fig` emptied, as axes take longer to make than to fill."""
+    if fig is None:
+        fig = Figure(figsize=size)
+        fig.subplots(*shape, **given)
+    for ax in fig.axes:
+        for old in (*ax.lines, *ax.collections, *ax.images, *ax.texts):
+            old.remove()
+    return fig, fig.axes
+
+
+def _live(ax, *still) -> None:
+    """Mark all but `still` as what `plots.html` draws again when it shows the figure again."""
+    for part in ax.get_children():
+        part.set_animated(part not in (ax.patch, *still))
+
+
 def matrix(ax, A: np.ndarray, cmap: str, middle: float, reach: float) -> None:
     """A matrix of peers, its values written in; colours reach from middle - reach to + reach."""
     ax.imshow(A, cmap=cmap, vmin=middle - reach, vmax=middle + reach)
@@ -183,14 +202,16 @@ def matrix(ax, A: np.ndarray, cmap: str, middle: float, reach: float) -> None:
         dark = v - middle > 0.3 * reach or (not middle and v < -0.6 * reach)
         ax.text(b, a, text.replace("-", "−"), ha="center", va="center",
                 fontsize=8.5 if len(A) < 5 else 6.5, color="white" if dark else INK)
+    _live(ax, ax.xaxis, ax.yaxis)
 
 
 @look()
-def _attention(panels: list[tuple[str, np.ndarray]]) -> Figure:
-    """A above, A - A^T below, for each (title, A)."""
+def draw_matrices(panels: list[tuple[str, np.ndarray]], fig=None) -> Figure:
+    """Attention A (n, n) above and its asymmetry A - A^T below, for each (title, A)."""
     side = max(1.75, 0.42 * len(panels[0][1]))  # so that the values can be read
-    fig = Figure(figsize=(1.4 + side * len(panels), 0.8 + 2 * side))
-    axes = fig.subplots(2, len(panels), squeeze=False, sharex=True, sharey=True)
+    size = 1.4 + side * len(panels), 0.8 + 2 * side
+    fig, axes = _axes(fig, size, 2, len(panels), sharex=True, sharey=True)
+    axes = np.reshape(axes, (2, -1))
     half = max(2 / len(panels[0][1]), *(A.max() for _, A in panels)) / 2
     wide = max(0.01, *(np.abs(A - A.T).max() for _, A in panels))
     for k, (title, A) in enumerate(panels):
@@ -208,13 +229,8 @@ def draw_attention(table: pd.DataFrame, epochs: int = 4) -> Figure:
     table: of `tables.attention`."""
     t = table[(table["label"] == table["label"].iloc[0]) & (table["seed"] == table["seed"].min())]
     at = np.unique(np.linspace(1, t["epoch"].max(), epochs).round())
-    return _attention([(f"epoch {int(e)}", t[t["epoch"] == e].pivot(
+    return draw_matrices([(f"epoch {int(e)}", t[t["epoch"] == e].pivot(
         index="peer", columns="source", values="attention").to_numpy()) for e in at])
-
-
-def draw_attention_at(A: np.ndarray, epoch: int) -> Figure:
-    """One attention matrix (n, n) and its asymmetry."""
-    return _attention([(f"epoch {epoch}", np.asarray(A, float))])
 
 
 @look()
@@ -319,44 +335,44 @@ def _bars(ax, title: str, rows: list[tuple[str, np.ndarray, str]], names: list[s
     top = 1.08 * max(np.max(p) for _, p, _ in rows)
     ax.set(xlim=(-0.6, K - 0.4), yticks=MaxNLocator(4).tick_values(0, top), ylim=(0, top),
            ylabel="probability", title=title)
-    ax.yaxis.set_major_formatter("{x:.2f}")  # as wide always: a widget's layout stays
+    ax.yaxis.set_major_formatter("{x:.2f}")  # as wide always: the layout stays
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(rows), fontsize=9, borderpad=0)
+    _live(ax, ax.xaxis)
 
 
 @look()
-def _predictions(title: str, rows, names: list[str]) -> Figure:
-    fig = Figure(figsize=(8.4, 3.3))
-    _bars(fig.subplots(), title, rows, names)
+def _predictions(title: str, rows, names: list[str], fig) -> Figure:
+    fig, (ax,) = _axes(fig, (8.4, 3.3))
+    _bars(ax, title, rows, names)
     return fig
 
 
-def draw_temperature(z_T, z, T: float, names: list[str]) -> Figure:
+def draw_temperature(z_T, z, T: float, names: list[str], fig=None) -> Figure:
     """Softened predictions of teacher z_T (K,) and student z (K,) at temperature T."""
     rows = [("teacher", metrics.softmax(z_T, T), BARS[0]),
             ("student", metrics.softmax(z, T), BARS[1])]
-    return _predictions(f"T = {T:g}", rows, names)
+    return _predictions(f"T = {T:g}", rows, names, fig)
 
 
-def draw_collection(z, m, student: int, tau: float, names: list[str]) -> Figure:
+def draw_collection(z, m, student: int, tau: float, names: list[str], fig=None) -> Figure:
     """What the students z (S, K) say of one image, and what `student` receives: softmax(m/tau),
     m (K,)."""
     rows = [(f"student {k + 1}{', learning' if k == student else ''}", metrics.softmax(v, tau),
              BARS[1] if k == student else "#bdd5ee") for k, v in enumerate(z)]
     rows.append(("received", metrics.softmax(m, tau), BARS[2]))
-    return _predictions(f"tau = {tau:g}", rows, names)
+    return _predictions(f"tau = {tau:g}", rows, names, fig)
 
 
 @look()
 def draw_class_map(student, teacher, of: int, peak: int, images, names: list[str],
-                   like=()) -> Figure:
+                   like=(), fig=None) -> Figure:
     """Class maxima (K,) of student and teacher over the images of class `of`, and below them the
     `images` (n, C, H, W) uint8 behind the student's peak, beside images `like` of that class."""
-    fig = Figure(figsize=(8.4, 4.7))
-    ax, below = fig.subplots(2, 1, height_ratios=(2.4, 1))
-    _bars(ax, f"Largest probability over all test images of: {names[of]}",
-          [("teacher", teacher, BARS[0]), ("student", student, BARS[1])], names)
+    fig, (ax, below) = _axes(fig, (8.4, 4.7), 2, 1, height_ratios=(2.4, 1))
     ax.annotate("peak", (peak, max(student[peak], teacher[peak])), (0, 16), ha="center", fontsize=9,
                 textcoords="offset points", arrowprops={"arrowstyle": "-|>", "color": INK})
+    _bars(ax, f"Largest probability over all test images of: {names[of]}",
+          [("teacher", teacher, BARS[0]), ("student", student, BARS[1])], names)
     strip = [np.pad(v, ((0, 0), (0, 0), (0, len(v[0]) // 4)), constant_values=255 * (len(v) > 1))
              for v in [*images, *like]]  # as one picture: an ax for each takes as long as the bars
     picture(below, np.concatenate(strip, -1))
@@ -364,6 +380,8 @@ def draw_class_map(student, teacher, of: int, peak: int, images, names: list[str
     if len(like):
         at = len(images) * strip[0].shape[-1]
         below.text(at, -2, f"{names[peak]}, for comparison:", fontsize=9)
+    below.apply_aspect()  # there may be more images than before
+    _live(below, below.xaxis, below.yaxis, *below.spines.values())  # which it does not show
     return fig
 
 
@@ -375,18 +393,24 @@ def picture(ax, image) -> None:
 
 
 @look()
-def draw_progress(history: list[dict], title: str) -> Figure:
+def draw_progress(history: list[dict], title: str, fig=None) -> Figure:
     """The curve of one run, finished or not: unweighted loss terms, training and probe accuracy."""
-    names, fig = history[0]["terms"] if history else (), Figure(figsize=(8.4, 2.9))
+    fig, axes = _axes(fig, (8.4, 2.9), 1, 2, gridspec_kw={
+        "left": 0.08, "right": 0.93, "bottom": 0.16, "top": 0.88, "wspace": 0.62})
+    fig.set_layout_engine("none")  # placed by hand, as labels come and go
+    names = history[0]["terms"] if history else ()
     terms = {k: [row["terms"][k] for row in history] for k in names}
     right = {k: [np.mean(row[f"{k}_top1"]) for row in history] for k in ("train", "probe")}
-    for ax, series, what in zip(fig.subplots(1, 2), (terms, right if history else {}),
-                                ("Loss terms, without weights", "Accuracy (%)"), strict=True):
+    for ax, series, what in zip(axes, (terms, right if history else {}),
+                                ("loss terms, without weights", "accuracy (%)"), strict=True):
         for k, values in enumerate(series.values()):
-            ax.plot(range(1, len(values) + 1), values, ls=LINES[k % 5], marker=MARKERS[k], ms=3.5)
-        ax.set(xlabel="epoch", title=what)
+            ax.plot(range(1, len(values) + 1), values, ls=LINES[k % 5], marker=MARKERS[k], ms=3.5,
+                    color=PALETTE[k])
+        ax.set(xlabel="epoch", ylabel=what, xlim=(0, 1), ylim=(0, 1))  # where nothing is shown
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        end_labels(ax, [(v[-1], k, line.get_color())
-                        for (k, v), line in zip(series.items(), ax.lines, strict=True)])
-    fig.suptitle(title)
+        ax.relim()
+        ax.autoscale()
+        end_labels(ax, [(v[-1], k, PALETTE[i]) for i, (k, v) in enumerate(series.items())])
+        _live(ax)
+    axes[0].set_title(title)
     return fig

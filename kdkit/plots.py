@@ -16,6 +16,7 @@ import pandas as pd
 from IPython.display import HTML, display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 from . import pictures, store, tables
 from .config import Run, choose, preset
@@ -179,9 +180,7 @@ FIGURES: dict[str, Spec] = {
 
 def figures_root() -> Path:
     """$KDKIT_FIGURES, else `figures/local` beside the package's project, or in this folder."""
-    project = Path(__file__).parents[1]
-    base = project if (project / "pyproject.toml").exists() else Path.cwd()
-    return Path(os.environ.get("KDKIT_FIGURES") or base / "figures" / "local").absolute()
+    return Path(os.environ.get("KDKIT_FIGURES") or store.home() / "figures" / "local").absolute()
 
 
 @pictures.look()
@@ -210,10 +209,18 @@ _CANVAS = FigureCanvasAgg(Figure())  # one for all: it remembers how wide texts 
 
 @pictures.look()
 def html(fig: Figure, alt: str) -> str:
-    """The figure as an <img> that carries its alt text."""
+    """The figure as an <img> that carries its alt text. When it is shown again, only its animated
+    parts are drawn: text that stays takes most of the time."""
     buffer, _CANVAS.figure = io.BytesIO(), fig
-    fig.set_dpi(96)
-    _CANVAS.print_png(buffer, pil_kwargs={"compress_level": 1})  # savefig would draw twice
+    moving = [a for ax in fig.axes for a in ax.get_children() if a.get_animated()]
+    if not moving or not hasattr(fig, "still"):  # the pixels of all else
+        fig.set_dpi(96)
+        _CANVAS.draw()  # which solves the layout, too
+        fig.still = _CANVAS.copy_from_bbox(fig.bbox)
+    _CANVAS.restore_region(fig.still)
+    for part in sorted(moving, key=lambda a: a.zorder):
+        part.draw(_CANVAS.get_renderer())
+    imsave(buffer, _CANVAS.buffer_rgba(), format="png", pil_kwargs={"compress_level": 1})
     return (f'<img alt="{markup.escape(alt)}" style="max-width:100%" '
             f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">')
 

@@ -34,11 +34,15 @@ OURS = re.compile(r"(record\.json|weights\.pt|history\.npz|test_logits\.npz|chec
                   r"progress\.json)(\.\d+\.part|\.damaged-[0-9a-f]+)?")  # in a run's folder
 
 
-def root() -> Path:
-    """$KDKIT_RUNS, else `runs` beside the package's project, else in the current folder."""
+def home() -> Path:
+    """The package's project, else the current folder."""
     project = Path(__file__).parents[1]
-    base = project if (project / "pyproject.toml").exists() else Path.cwd()
-    return Path(os.environ.get("KDKIT_RUNS") or base / "runs").absolute()
+    return project if (project / "pyproject.toml").exists() else Path.cwd()
+
+
+def root() -> Path:
+    """$KDKIT_RUNS, else `runs` in `home()`."""
+    return Path(os.environ.get("KDKIT_RUNS") or home() / "runs").absolute()
 
 
 def main_process() -> bool:

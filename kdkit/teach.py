@@ -132,22 +132,23 @@ def check(yours: Callable, reference: Callable, cases: list[tuple], hint: str = 
     Prints one line: right, not written yet (it returned None), or the first case that differs.
     """
     for number, case in enumerate(cases, 1):
-        want = torch.as_tensor(reference(*case), dtype=torch.float64)
-        try:
-            got = yours(*case)
-        except Exception as e:  # a learner's mistake is an answer, not a crash of the notebook
-            print(f"case {number}: {type(e).__name__}: {e}. {hint}")
-            return False
-        if got is None or got is Ellipsis:
-            print(f"not written yet. {hint}")
-            return False
-        got = torch.as_tensor(got, dtype=torch.float64)
-        if got.shape != want.shape:
-            print(f"case {number}: shape {tuple(got.shape)}, should be {tuple(want.shape)}. {hint}")
-            return False
-        if not torch.allclose(got, want, rtol=1e-4, atol=1e-6):
-            far = (got - want).abs().max().item()
-            print(f"case {number}: differs by up to {far:.4g}. {hint}")
+        if why := _wrong(yours, case, torch.as_tensor(reference(*case), dtype=torch.float64)):
+            print(f"case {number}: {why}. {hint}")
             return False
     print(f"right: the same as the library on {len(cases)} case(s)")
     return True
+
+
+def _wrong(yours: Callable, case: tuple, want: torch.Tensor) -> str:
+    """What is wrong with a learner's answer; nothing where it is right."""
+    try:
+        got = yours(*case)
+    except Exception as e:  # a learner's mistake is an answer, not a crash of the notebook
+        return f"{type(e).__name__}: {e}"
+    if got is None or got is Ellipsis:
+        return "not written yet"
+    got = torch.as_tensor(got, dtype=torch.float64)
+    if got.shape != want.shape:
+        return f"shape {tuple(got.shape)}, should be {tuple(want.shape)}"
+    right = torch.allclose(got, want, rtol=1e-4, atol=1e-6)
+    return "" if right else f"differs by up to {(got - want).abs().max():.4g}"

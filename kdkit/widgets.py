@@ -5,7 +5,6 @@ Under KDKIT_BATCH=1 it shows the picture and the line once, without controls. Di
 trait assignment only, so that a callback on any thread works; core ipywidgets only.
 """
 
-import gc
 import html
 import json
 import os
@@ -17,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import IO
 
 import ipywidgets as W
 import numpy as np
@@ -51,49 +49,27 @@ def choice(text: str, options, value=None) -> W.ToggleButtons:
                            style=WIDE | {"button_width": "auto"}, **given)
 
 
-def _settle(fig, places: dict[tuple, list]) -> None:
-    """Put everything where it stands in an earlier figure whose texts are as long, kept in
-    `places`: to solve a layout takes about as long as to draw."""
-    if fig.get_layout_engine() is None:  # placed by hand
-        return
-    parts, on = [*fig.axes, *fig.texts], [ax for ax in fig.axes if ax.axison]
-    texts = [[t.get_text() for t in ax.texts] for ax in on]
-    texts += [ax.yaxis.get_major_formatter().format_ticks(ax.get_yticks()) for ax in on]
-    key = str([max((len(str(t)) for t in kind), default=0) for kind in texts])
-    if key not in places:
-        fig.get_layout_engine().execute(fig)
-        places[key] = [part.get_position() for part in parts]
-    fig.set_layout_engine("none")
-    for part, at in zip(parts, places[key], strict=True):
-        part.set_position(at)
-
-
 def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
-    """Controls over a picture and a line of text, from `draw(**values) -> (Figure, text)`.
+    """Controls over a picture and a line of text, from `draw(fig, **values) -> (Figure, text)`.
 
-    A change draws again. Errors are shown in the line; under KDKIT_BATCH=1 they are raised.
+    A change draws again; `fig` is the figure of the last time, to be changed instead of made anew,
+    or None. Errors are shown in the line; under KDKIT_BATCH=1 they are raised.
     """
-    picture, line, busy, places = W.HTML(), W.HTML(), threading.Lock(), {}
+    picture, line, fig = W.HTML(), W.HTML(), None
 
     def redraw(_=None):
-        with busy, plots.look():  # two quick changes may come on two threads
-            collects = gc.isenabled()
-            gc.disable()  # else it pauses between a key and its picture
+        nonlocal fig
+        with plots.look():  # one at a time: two quick changes may come on two threads
             try:
                 values = {k: c.value for k, c in controls.items()}  # rounded: 0.3, not 0.1 + 0.2
-                fig, text = draw(**{k: round(v, 6) if isinstance(v, float) else v
-                                    for k, v in values.items()})
+                fig, text = draw(fig, **{k: round(v, 6) if isinstance(v, float) else v
+                                         for k, v in values.items()})
                 line.value = f"<p>{html.escape(text)}</p>"  # before the picture, which takes longer
-                _settle(fig, places)
                 picture.value = plots.html(fig, text)
-                time.sleep(0.01)  # it is sent by a thread that could not while memory is tidied
             except Exception as e:
                 line.value = f"<p>{html.escape(f'{type(e).__name__}: {e}')}</p>"
                 if store.quiet():
                     raise
-            finally:
-                if collects:
-                    gc.enable()
 
     redraw()
     for key, control in controls.items():
@@ -128,13 +104,13 @@ def temperature(record: Record, T: float = 4.0, image: int | None = None) -> Non
     if image is None:
         image = int(metrics.softmax(z_t).max(-1).argmin())
 
-    def draw(image, T):
+    def draw(fig, image, T):
         p, q = metrics.softmax(z_t[image], T), metrics.softmax(z[0, image], T)
         text = (f"image {image}, T = {T:g}: entropy {metrics.entropy(p):.3f} (teacher), "
                 f"{metrics.entropy(q):.3f} (student) nats; classes above 1/K "
                 f"{int(metrics.correlation_number(p))} and {int(metrics.correlation_number(q))}; "
                 f"KL(teacher‖student) {_kl(p, q):.4f}, KL(student‖teacher) {_kl(q, p):.4f}")
-        return plots.draw_temperature(z_t[image], z[0, image], T, names), text
+        return plots.draw_temperature(z_t[image], z[0, image], T, names, fig), text
 
     present(panel("temperature", draw, T=slider("temperature T", T, 0.5, 20.0, 0.5),
                  image=slider("test image", image, 0, z.shape[1] - 1, 1)))
@@ -146,13 +122,13 @@ def attention(record: Record) -> None:
     if A is None:
         raise ValueError(f"run {record.id} ({record.run.method}) kept no attention")
 
-    def draw(epoch):
-        a = A[epoch]
+    def draw(fig, epoch):
+        a = A[epoch].astype(float)
         gap = np.abs(a - a.T).max()
         taught = "; ".join(f"peer {i} learns most from peer {row.argmax() + 1} ({row.max():.2f})"
                            for i, row in enumerate(a, 1))
-        return plots.draw_attention_at(a, epoch), (f"epoch {epoch}: {taught}; largest asymmetry "
-                                                   f"|A - Aᵀ| {gap:.3f}")
+        return plots.draw_matrices([(f"epoch {epoch}", a)], fig), (
+            f"epoch {epoch}: {taught}; largest asymmetry |A - Aᵀ| {gap:.3f}")
 
     present(panel("attention", draw, epoch=slider("epoch", len(A) - 1, 0, len(A) - 1, 1)))
 
@@ -168,7 +144,7 @@ def collection(record: Record, image: int | None = None) -> None:
     if image is None:
         image = int(metrics.softmax(z).var(0).sum(-1).argmax())
 
-    def draw(image, student, kind, reverse, tau):
+    def draw(fig, image, student, kind, reverse, tau):
         one = torch.tensor(z[:, image : image + 1])  # (m, 1, K)
         m = DCKD(m=len(z), collection=kind).collect(one)[student - 1, 0].numpy()
         p, q = metrics.softmax(z[student - 1, image], tau), metrics.softmax(m, tau)
@@ -177,7 +153,7 @@ def collection(record: Record, image: int | None = None) -> None:
                 f"{'reverse' if reverse else 'forward'} KL {kl:.4f}; classes above 1/K "
                 f"{int(metrics.correlation_number(q))} in the collection, "
                 f"{int(metrics.correlation_number(p))} in the student")
-        return plots.draw_collection(z[:, image], m, student - 1, tau, names), text
+        return plots.draw_collection(z[:, image], m, student - 1, tau, names, fig), text
 
     present(panel("collection", draw, image=slider("test image", image, 0, z.shape[1] - 1, 1),
                  student=slider("student", 1, 1, len(z), 1),
@@ -193,14 +169,14 @@ def class_map(record: Record, tau: float = 4.0) -> None:
     names, (x, y) = record.meta["class_names"], tables.test_set(record.run.data)
     pairs = [(name, i) for i, name in enumerate(names)]
 
-    def draw(of, peak, tau):
+    def draw(fig, of, peak, tau):
         table = tables.class_maximum([record], of, 0, tau)
         p, q, behind = table.loc[peak, ["student", "teacher", "images"]]
         text = (f"largest p({names[peak]}) over the {(y == of).sum()} images of {names[of]}, tau = "
                 f"{tau:g}: student {p:.3f}, teacher {q:.3f}; test images "
                 f"{behind.replace(' ', ', ')}")
         return plots.draw_class_map(table["student"], table["teacher"], of, peak,
-                                    x[[int(i) for i in behind.split()]], names), text
+                                    x[[int(i) for i in behind.split()]], names, fig=fig), text
 
     present(panel("class-map", draw, of=choice("class", pairs),
                   peak=choice("peak", pairs, 6 % len(names)),
@@ -272,19 +248,6 @@ def command(run: Run) -> list[str]:
     return [sys.executable, "-m", "kdkit", "train", run.method, "--preset", run.preset, *args]
 
 
-def spawn(run: Run) -> tuple[subprocess.Popen, IO[str]]:
-    """A process of its own that trains `run`, and the file that takes what it says."""
-    said, env = tempfile.TemporaryFile("w+"), {"KDKIT_BATCH": "1", "KDKIT_RUNS": str(store.root())}
-    return subprocess.Popen(command(run), env=os.environ | env, stderr=said,
-                            stdout=subprocess.DEVNULL), said
-
-
-def last_line(said: IO[str]) -> str:
-    """The last line of an open file, or nothing."""
-    said.seek(0)
-    return (said.readlines() or [""])[-1]
-
-
 class Trainer:
     """Train, stop and go on with one run in a child process; the kernel stays free."""
 
@@ -311,15 +274,18 @@ class Trainer:
             if self.child is None and not self.go.disabled:
                 self.go.disabled, self.halt.disabled, self.note.value = True, False, "starting"
                 self.bar.max, self.bar.value = self.run.epochs, 0
-                self.child, said = spawn(self.run)
-                threading.Thread(target=self.watch, args=(said,), daemon=True).start()
+                self.said = tempfile.TemporaryFile("w+")
+                env = os.environ | {"KDKIT_BATCH": "1", "KDKIT_RUNS": str(store.root())}
+                self.child = subprocess.Popen(command(self.run), env=env, stderr=self.said,
+                                              stdout=subprocess.DEVNULL)
+                threading.Thread(target=self.watch, daemon=True).start()
 
     def stop(self) -> None:
         if child := self.child:
             self.halt.disabled, self.note.value = True, "stopping"
             child.send_signal(signal.SIGTERM)  # it saves and ends
 
-    def watch(self, said: IO[str]) -> None:
+    def watch(self) -> None:
         child, run, note = self.child, self.run, "done"  # `run` may change while it trains
         path = store.root() / store.run_id(run) / "progress.json"
         while child.poll() is None:
@@ -333,7 +299,8 @@ class Trainer:
         if store.find(run):
             self.bar.value, self.curve.value = run.epochs, ""  # it is drawn above
         else:
-            note = last_line(said) or "stopped before anything was trained"
+            self.said.seek(0)
+            note = ["stopped before anything was trained", *self.said][-1]
         self.child, self.halt.disabled, self.note.value = None, True, html.escape(note)
         self.finished()
 
@@ -348,12 +315,12 @@ def ablation_lab(lab: Lab, method: str = "") -> None:
     place = W.VBox()
     trainer = Trainer(lambda: place.children[0].redraw())
 
-    def draw(**values):
+    def draw(fig, **values):
         run = resolve(lab.run(method=pick.value, seed=lab.seeds[0], **values))
         record = store.find(run)
         trainer.offer(run, record is not None)
         if record is None:
-            return plots.draw_progress([], "not trained yet"), (
+            return plots.draw_progress([], "not trained yet", fig), (
                 f"run {store.run_id(run)} is not in the store: train it, or turn a knob back")
         text = f"{plots.label(record)}: {record.result['top1_deployed']:.2f} %"
         against = make(run).control()
@@ -362,7 +329,7 @@ def ablation_lab(lab: Lab, method: str = "") -> None:
         if control:
             gap = record.result["top1_deployed"] - control.result["top1_deployed"]
             text += f", {gap:+.2f} points against {plots.label(control)} (one seed)"
-        return plots.draw_progress(record.history, text), text
+        return plots.draw_progress(record.history, text, fig), text
 
     def rebuild(_=None):
         place.children = (panel("lab", draw, **knobs(pick.value)),)

@@ -322,15 +322,53 @@ def test_end_labels_do_not_overlap():
     assert all(low[1] <= high[0] + 1 for low, high in zip(spans, spans[1:], strict=False))
 
 
-def test_widgets_pictures_draw():
-    names, z = [f"class {k}" for k in range(K)], rng.normal(size=(3, K))
-    images = np.zeros((4, 1, 28, 28), "u1")
-    for fig in (plots.draw_temperature(z[0], z[1], 4.0, names),
-                plots.draw_collection(z, z.max(0), 1, 2.0, names),
-                plots.draw_class_map(z[0] ** 2, z[1] ** 2, 2, 6, images, names),
-                plots.draw_attention_at(np.full((3, 3), 1 / 3), 2),
-                plots.draw_images(images, names[:4])):
-        assert plots.html(fig, "a").startswith('<img alt="a"') and fig.axes
+def history(*terms: str, epochs: int) -> list[dict]:
+    return [{"terms": {k: (1 + i) / (2 + e) for i, k in enumerate(terms)},
+             "train_top1": [50.0 + e, 60.0], "probe_top1": [40.0 + e, 50.0]} for e in range(epochs)]
+
+
+def test_widgets_pictures_are_the_same_drawn_anew_or_in_an_earlier_figure():
+    names, z = ["T-shirt", *(f"class {k}" for k in range(1, K))], rng.normal(size=(6, K))
+    a, b, p = rng.dirichlet(np.ones(3), 3), np.eye(3), rng.dirichlet(np.ones(K), 4)
+    x = rng.integers(0, 256, (8, 1, 28, 28)).astype("u1")
+    for draw, *cases in (
+            (plots.draw_temperature, (z[0], z[1], 4.0, names), (z[2], 3 * z[3], 0.5, names)),
+            (plots.draw_collection, (z[:3], z.max(0), 1, 2.0, names),
+             (z[3:], z.min(0), 0, 9.5, names)),
+            (plots.draw_class_map, (*p[:2], 2, 6, x[:4], names), (*p[2:], 0, 9, x[4:], names)),
+            (plots.draw_matrices, ([("epoch 0", a)],), ([("epoch 12", b)],)),
+            (plots.draw_progress, ([], "not trained yet"),
+             (history("ce", "collection", epochs=7), "DCKD: 83.20 %"), ([], "not trained yet"),
+             (history("reconstruction", epochs=1), "FT"))):
+        fig, seen = None, set()
+        for case in cases:
+            fig = draw(*case, fig=fig)
+            again, text = plots.html(fig, "a"), plots.html(draw(*case), "a")
+            assert again == text and text.startswith('<img alt="a"') and fig.axes
+            seen.add(again)
+        assert len(seen) == len({str(case) for case in cases})
+        fig = draw(*case)
+        for part in (part for ax in fig.axes for part in ax.get_children()):
+            part.set_animated(False)
+        assert plots._bytes(fig, "svg") == plots._bytes(draw(*case), "svg")  # files hold it all
+
+
+def test_more_images_than_before_are_not_squeezed():
+    fig, names = None, [f"class {k}" for k in range(K)]
+    for n in (2, 4, 1):
+        fig = plots.draw_class_map(np.ones(K), np.ones(K), 0, 1, np.zeros((n, 1, 28, 28), "u1"),
+                                   names, fig=fig)
+        plots.html(fig, "a")
+        box, (high, wide) = fig.axes[1].get_window_extent(), fig.axes[1].images[0].get_size()
+        assert box.width / box.height == pytest.approx(wide / high)
+
+
+def test_a_figure_that_was_changed_is_shown_so():
+    fig = plots.draw_images(np.zeros((1, 1, 28, 28), "u1"), ["before"])
+    first = plots.html(fig, "a")
+    assert plots.html(fig, "a") == first
+    fig.axes[0].set_title("after")
+    assert plots.html(fig, "a") != first
 
 
 def test_pyplot_is_never_imported():

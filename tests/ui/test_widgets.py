@@ -52,6 +52,10 @@ class Panel:
         assert self.picture.evaluate("i => i.complete && i.naturalWidth > 300")
         self.took.append(self.nb.page.evaluate("window.kdTook") / 1000)
 
+    def speed(self) -> str:
+        return (f"{self.name} answers a key in {np.median(self.took):.2f} s "
+                f"({min(self.took):.2f} to {max(self.took):.2f})")
+
 
 @pytest.fixture(scope="module")
 def page(open_shared, trained):
@@ -79,8 +83,7 @@ def panel(page, note):
     yield find
     page.look()
     for p in shown:
-        note(f"{p.name} answers a key in {np.median(p.took):.2f} s "
-             f"({min(p.took):.2f} to {max(p.took):.2f})")
+        note(p.speed())
         line = page.page.locator(f".kd-{p.name}-line")
         page.shoot(p.name, page.panel.locator(".jp-CodeCell").filter(has=line))
 
@@ -156,7 +159,7 @@ def test_a_panel_shows_its_error_and_goes_on(open_notebook):
     nb = open_notebook("error.ipynb", """
 import kdkit as kd
 from matplotlib.figure import Figure
-def draw(x):
+def draw(_, x):
     if x == 3:
         raise ValueError("3 is <not> allowed")
     return Figure(), f"x is {x}"
@@ -170,7 +173,7 @@ kd.widgets.present(kd.widgets.panel("odd", draw, x=kd.widgets.slider("x", 2, 0, 
     nb.look()
 
 
-def test_ablation_lab_trains_stops_and_goes_on(open_notebook, trained, stored):
+def test_ablation_lab_trains_stops_and_goes_on(open_notebook, trained, stored, note):
     trained(preset("smoke", method="okddip"), preset("smoke", method="ind"))
     nb = open_notebook("lab.ipynb", "import kdkit as kd\n"
                        "kd.widgets.ablation_lab(kd.lab('smoke'), 'okddip')", "6 * 7")
@@ -184,6 +187,7 @@ def test_ablation_lab_trains_stops_and_goes_on(open_notebook, trained, stored):
     expect(train).to_be_enabled()
     expect(train).to_have_text("Train")
     p.press("m", "ArrowLeft", says=f"{record.result['top1_deployed']:.2f} %")
+    note(p.speed())
     nb.look()
 
     nb = open_notebook("long.ipynb", "import kdkit as kd\n"
