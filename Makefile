@@ -34,11 +34,10 @@ test: ready
 	  $(MAKE) --no-print-directory ui
 
 # Playwright and nbval do not share a process. Without a browser: one line, and with CI=true a failure.
-# The widgets are alone in the machine, because the report says how fast they answer.
+# Some widgets are alone in the machine, because the report says how fast they answer.
 ui: ready
 	@if why=$$($(PY) tests/ui/install.py); then $(SHARED) && \
-	  $(PY) -m pytest tests/ui -n 2 --deselect tests/ui/test_widgets.py && \
-	  $(PY) -m pytest tests/ui/test_widgets.py; else \
+	  $(PY) -m pytest tests/ui -n 2 -m "not alone" && $(PY) -m pytest tests/ui -m alone; else \
 	  echo "kdkit: not tested in a real browser: $$why" >&2; test "$(CI)" != true; fi
 
 lab: ready

@@ -123,14 +123,14 @@ def attention(record: Record) -> None:
         raise ValueError(f"run {record.id} ({record.run.method}) kept no attention")
 
     def draw(fig, epoch):
-        a = A[epoch].astype(float)
+        a = A[epoch - 1].astype(float)
         gap = np.abs(a - a.T).max()
         taught = "; ".join(f"peer {i} learns most from peer {row.argmax() + 1} ({row.max():.2f})"
                            for i, row in enumerate(a, 1))
         return plots.draw_matrices([(f"epoch {epoch}", a)], fig), (
             f"epoch {epoch}: {taught}; largest asymmetry |A - Aᵀ| {gap:.3f}")
 
-    present(panel("attention", draw, epoch=slider("epoch", len(A) - 1, 0, len(A) - 1, 1)))
+    present(panel("attention", draw, epoch=slider("epoch", len(A), 1, len(A), 1)))
 
 
 def collection(record: Record, image: int | None = None) -> None:
