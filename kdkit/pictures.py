@@ -174,7 +174,7 @@ def draw_sweep(table: pd.DataFrame, x: str, xlabel: str, log: bool = False) -> F
     return fig
 
 
-def _axes(fig: Figure | None, size: tuple[float, float], *shape: int, **given):
+def emptied(fig: Figure | None, size: tuple[float, float], *shape: int, **given):
     """(figure, its axes): a new one, or `fig` emptied, as axes take longer to make than to fill."""
     if fig is None:
         fig = Figure(figsize=size)
@@ -185,7 +185,7 @@ def _axes(fig: Figure | None, size: tuple[float, float], *shape: int, **given):
     return fig, fig.axes
 
 
-def _live(ax, *still) -> None:
+def live(ax, *still) -> None:
     """Mark all but `still` as what `plots.html` draws again when it shows the figure again."""
     for part in ax.get_children():
         part.set_animated(part not in (ax.patch, *still))
@@ -202,7 +202,7 @@ def matrix(ax, A: np.ndarray, cmap: str, middle: float, reach: float) -> None:
         dark = v - middle > 0.3 * reach or (not middle and v < -0.6 * reach)
         ax.text(b, a, text.replace("-", "−"), ha="center", va="center",
                 fontsize=8.5 if len(A) < 5 else 6.5, color="white" if dark else INK)
-    _live(ax, ax.xaxis, ax.yaxis)
+    live(ax, ax.xaxis, ax.yaxis)
 
 
 @look()
@@ -210,7 +210,7 @@ def draw_matrices(panels: list[tuple[str, np.ndarray]], fig=None) -> Figure:
     """Attention A (n, n) above and its asymmetry A - A^T below, for each (title, A)."""
     side = max(1.75, 0.42 * len(panels[0][1]))  # so that the values can be read
     size = 1.4 + side * len(panels), 0.8 + 2 * side
-    fig, axes = _axes(fig, size, 2, len(panels), sharex=True, sharey=True)
+    fig, axes = emptied(fig, size, 2, len(panels), sharex=True, sharey=True)
     axes = np.reshape(axes, (2, -1))
     half = max(2 / len(panels[0][1]), *(A.max() for _, A in panels)) / 2
     wide = max(0.01, *(np.abs(A - A.T).max() for _, A in panels))
@@ -337,12 +337,12 @@ def _bars(ax, title: str, rows: list[tuple[str, np.ndarray, str]], names: list[s
            ylabel="probability", title=title)
     ax.yaxis.set_major_formatter("{x:.2f}")  # as wide always: the layout stays
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(rows), fontsize=9, borderpad=0)
-    _live(ax, ax.xaxis)
+    live(ax, ax.xaxis)
 
 
 @look()
 def _predictions(title: str, rows, names: list[str], fig) -> Figure:
-    fig, (ax,) = _axes(fig, (8.4, 3.3))
+    fig, (ax,) = emptied(fig, (8.4, 3.3))
     _bars(ax, title, rows, names)
     return fig
 
@@ -368,7 +368,7 @@ def draw_class_map(student, teacher, of: int, peak: int, images, names: list[str
                    like=(), fig=None) -> Figure:
     """Class maxima (K,) of student and teacher over the images of class `of`, and below them the
     `images` (n, C, H, W) uint8 behind the student's peak, beside images `like` of that class."""
-    fig, (ax, below) = _axes(fig, (8.4, 4.7), 2, 1, height_ratios=(2.4, 1))
+    fig, (ax, below) = emptied(fig, (8.4, 4.7), 2, 1, height_ratios=(2.4, 1))
     ax.annotate("peak", (peak, max(student[peak], teacher[peak])), (0, 16), ha="center", fontsize=9,
                 textcoords="offset points", arrowprops={"arrowstyle": "-|>", "color": INK})
     _bars(ax, f"Largest probability over all test images of: {names[of]}",
@@ -381,7 +381,7 @@ def draw_class_map(student, teacher, of: int, peak: int, images, names: list[str
         at = len(images) * strip[0].shape[-1]
         below.text(at, -2, f"{names[peak]}, for comparison:", fontsize=9)
     below.apply_aspect()  # there may be more images than before
-    _live(below, below.xaxis, below.yaxis, *below.spines.values())  # which it does not show
+    live(below, below.xaxis, below.yaxis, *below.spines.values())  # which it does not show
     return fig
 
 
@@ -390,27 +390,3 @@ def picture(ax, image) -> None:
     image = np.asarray(image)
     ax.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray_r")
     ax.set_axis_off()
-
-
-@look()
-def draw_progress(history: list[dict], title: str, fig=None) -> Figure:
-    """The curve of one run, finished or not: unweighted loss terms, training and probe accuracy."""
-    fig, axes = _axes(fig, (8.4, 2.9), 1, 2, gridspec_kw={
-        "left": 0.08, "right": 0.93, "bottom": 0.16, "top": 0.88, "wspace": 0.62})
-    fig.set_layout_engine("none")  # placed by hand, as labels come and go
-    names = history[0]["terms"] if history else ()
-    terms = {k: [row["terms"][k] for row in history] for k in names}
-    right = {k: [np.mean(row[f"{k}_top1"]) for row in history] for k in ("train", "probe")}
-    for ax, series, what in zip(axes, (terms, right if history else {}),
-                                ("loss terms, without weights", "accuracy (%)"), strict=True):
-        for k, values in enumerate(series.values()):
-            ax.plot(range(1, len(values) + 1), values, ls=LINES[k % 5], marker=MARKERS[k], ms=3.5,
-                    color=PALETTE[k])
-        ax.set(xlabel="epoch", ylabel=what, xlim=(0, 1), ylim=(0, 1))  # where nothing is shown
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        ax.relim()
-        ax.autoscale()
-        end_labels(ax, [(v[-1], k, PALETTE[i]) for i, (k, v) in enumerate(series.items())])
-        _live(ax)
-    axes[0].set_title(title)
-    return fig

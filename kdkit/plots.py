@@ -226,6 +226,30 @@ def html(fig: Figure, alt: str) -> str:
 
 
 @pictures.look()
+def draw_progress(history: list[dict], title: str, fig=None) -> Figure:
+    """The curve of one run, finished or not: unweighted loss terms, training and probe accuracy."""
+    fig, axes = emptied(fig, (8.4, 2.9), 1, 2, gridspec_kw={
+        "left": 0.08, "right": 0.93, "bottom": 0.16, "top": 0.88, "wspace": 0.62})
+    fig.set_layout_engine("none")  # placed by hand, as labels come and go
+    names = history[0]["terms"] if history else ()
+    terms = {k: [row["terms"][k] for row in history] for k in names}
+    right = {k: [np.mean(row[f"{k}_top1"]) for row in history] for k in ("train", "probe")}
+    for ax, series, what in zip(axes, (terms, right if history else {}),
+                                ("loss terms, without weights", "accuracy (%)"), strict=True):
+        for k, values in enumerate(series.values()):
+            ax.plot(range(1, len(values) + 1), values, ls=LINES[k % 5], marker=MARKERS[k], ms=3.5,
+                    color=PALETTE[k])
+        ax.set(xlabel="epoch", ylabel=what, xlim=(0, 1), ylim=(0, 1))  # where nothing is shown
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.relim()
+        ax.autoscale()
+        end_labels(ax, [(v[-1], k, PALETTE[i]) for i, (k, v) in enumerate(series.items())])
+        live(ax)
+    axes[0].set_title(title)
+    return fig
+
+
+@pictures.look()
 def draw_images(images, names: list[str]) -> Figure:
     """Images (n, C, H, W) in a row, each under its name."""
     fig = Figure(figsize=(max(2.0, 0.95 * len(images)), 1.35))

@@ -248,6 +248,12 @@ def command(run: Run) -> list[str]:
     return [sys.executable, "-m", "kdkit", "train", run.method, "--preset", run.preset, *args]
 
 
+def spawn(run: Run, said) -> subprocess.Popen:
+    """A process of its own that trains `run` and writes what it says to the file `said`."""
+    env = os.environ | {"KDKIT_BATCH": "1", "KDKIT_RUNS": str(store.root())}
+    return subprocess.Popen(command(run), env=env, stderr=said, stdout=subprocess.DEVNULL)
+
+
 class Trainer:
     """Train, stop and go on with one run in a child process; the kernel stays free."""
 
@@ -275,9 +281,7 @@ class Trainer:
                 self.go.disabled, self.halt.disabled, self.note.value = True, False, "starting"
                 self.bar.max, self.bar.value = self.run.epochs, 0
                 self.said = tempfile.TemporaryFile("w+")
-                env = os.environ | {"KDKIT_BATCH": "1", "KDKIT_RUNS": str(store.root())}
-                self.child = subprocess.Popen(command(self.run), env=env, stderr=self.said,
-                                              stdout=subprocess.DEVNULL)
+                self.child = spawn(self.run, self.said)
                 threading.Thread(target=self.watch, daemon=True).start()
 
     def stop(self) -> None:
@@ -286,7 +290,7 @@ class Trainer:
             child.send_signal(signal.SIGTERM)  # it saves and ends
 
     def watch(self) -> None:
-        child, run, note = self.child, self.run, "done"  # `run` may change while it trains
+        child, run = self.child, self.run  # `run` may change while it trains
         path = store.root() / store.run_id(run) / "progress.json"
         while child.poll() is None:
             time.sleep(0.4)
@@ -296,11 +300,10 @@ class Trainer:
                     text = f"epoch {len(history)} of {run.epochs}"
                     picture = plots.html(plots.draw_progress(history, text), f"curves, {text}")
                     self.curve.value, self.bar.value, self.note.value = picture, len(history), text
+        self.said.seek(0)
+        note = ["stopped before anything was trained", *self.said][-1]
         if store.find(run):
-            self.bar.value, self.curve.value = run.epochs, ""  # it is drawn above
-        else:
-            self.said.seek(0)
-            note = ["stopped before anything was trained", *self.said][-1]
+            self.bar.value, self.curve.value, note = run.epochs, "", "done"  # it is drawn above
         self.child, self.halt.disabled, self.note.value = None, True, html.escape(note)
         self.finished()
 
