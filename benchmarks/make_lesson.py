@@ -58,8 +58,14 @@ def main(argv: list[str] | None = None) -> None:
     part = args.out.with_name(f"{args.out.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as f:  # a handle, or numpy would add .npz to the name
-            np.savez_compressed(f, x=x[index], y=y[index], x_test=x_test, y_test=y_test,
-                                train_index=index.astype(np.int32))
+            np.savez_compressed(
+                f,
+                x=x[index],
+                y=y[index],
+                x_test=x_test,
+                y_test=y_test,
+                train_index=index.astype(np.int32),
+            )
         os.replace(part, args.out)
     finally:
         part.unlink(missing_ok=True)

@@ -60,9 +60,14 @@ class Pictures(Dataset):
 
     def __init__(self, n: int):
         self.x, self.y = images(n)
-        self.transform = transforms.Compose([
-            transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(), transforms.Normalize(LIKE.mean, LIKE.std)])
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(LIKE.mean, LIKE.std),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.y)
@@ -79,8 +84,11 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(c, c, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(c)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = None if c_in == c else nn.Sequential(
-            nn.Conv2d(c_in, c, 1, stride, bias=False), nn.BatchNorm2d(c))
+        self.downsample = (
+            None
+            if c_in == c
+            else nn.Sequential(nn.Conv2d(c_in, c, 1, stride, bias=False), nn.BatchNorm2d(c))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -101,8 +109,10 @@ class ResNet(nn.Module):
 
         stem = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
         self.trunk = nn.Sequential(*stem, stage(16, 16, 1), stage(16, 32, 2))
-        self.branches = nn.ModuleList(nn.Sequential(
-            stage(32, 64, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()) for _ in range(branches))
+        self.branches = nn.ModuleList(
+            nn.Sequential(stage(32, 64, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            for _ in range(branches)
+        )
         self.fcs = nn.ModuleList(nn.Linear(64, K) for _ in range(branches))
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -117,8 +127,9 @@ def distil(z: Tensor, target: Tensor) -> Tensor:
     return T * T * F.kl_div(F.log_softmax(z / T, 1), q, reduction="batchmean")
 
 
-def okddip_loss(zs: list[Tensor], hs: list[Tensor], y: Tensor, query: nn.Module, key: nn.Module,
-                weight: float) -> Tensor:
+def okddip_loss(
+    zs: list[Tensor], hs: list[Tensor], y: Tensor, query: nn.Module, key: nn.Module, weight: float
+) -> Tensor:
     """zs, hs: logits (B, K) and pooled features (B, D) of the peers and, last, of the leader."""
     loss = sum(F.cross_entropy(z, y) for z in zs)
     z, h = torch.stack(zs[:-1], 1), torch.stack(hs[:-1], 1)  # (B, m-1, K), (B, m-1, D)
@@ -133,8 +144,15 @@ def plain(case: str, o: argparse.Namespace) -> Iterator[None]:
     """The plain loop; one `next` is one step."""
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loader = DataLoader(Pictures(o.images), o.batch, shuffle=True, drop_last=True, num_workers=2,
-                        persistent_workers=True, pin_memory=device.type == "cuda")
+    loader = DataLoader(
+        Pictures(o.images),
+        o.batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=2,
+        persistent_workers=True,
+        pin_memory=device.type == "cuda",
+    )
     net = ResNet(o.student, M if case == "okddip" else 1).to(device).train()
     teacher = ResNet(o.teacher).to(device).eval() if case == "kd" else None
     extra = [nn.Linear(64, 8, bias=False).to(device) for _ in range(2)] if case == "okddip" else []
@@ -167,15 +185,32 @@ def plain(case: str, o: argparse.Namespace) -> Iterator[None]:
 def job_of(case: str, o: argparse.Namespace) -> train.Job:
     """The trainer's own set-up; random images stand for the data, an untrained net for the
     teacher's record."""
-    run = preset("okddip_paper", method=case, student=o.student, teacher=o.teacher, batch=o.batch,
-                 threads=o.threads, compile=o.compile)
+    run = preset(
+        "okddip_paper",
+        method=case,
+        student=o.student,
+        teacher=o.teacher,
+        batch=o.batch,
+        threads=o.threads,
+        compile=o.compile,
+    )
     x, y = images(o.images)
 
     def load(name, device, n):
         x_, y_ = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(y)
         x_, y_ = x_.to(device), y_.to(device)
-        return Data("random", K, (3, 32, 32), x_, y_, x_[:K], y_[:K], LIKE.mean, LIKE.std,
-                    tuple(map(str, range(K))))
+        return Data(
+            "random",
+            K,
+            (3, 32, 32),
+            x_,
+            y_,
+            x_[:K],
+            y_[:K],
+            LIKE.mean,
+            LIKE.std,
+            tuple(map(str, range(K))),
+        )
 
     def model():
         net = build(o.teacher, 3, K).train()
@@ -187,8 +222,11 @@ def job_of(case: str, o: argparse.Namespace) -> train.Job:
         return net.eval().requires_grad_(False)
 
     record = SimpleNamespace(model=model)
-    with (mock.patch.object(train, "load", load), mock.patch.object(train, "get", lambda _: record),
-          mock.patch.object(train.store, "find", lambda _: record)):
+    with (
+        mock.patch.object(train, "load", load),
+        mock.patch.object(train, "get", lambda _: record),
+        mock.patch.object(train.store, "find", lambda _: record),
+    ):
         return train.setup(run)
 
 
@@ -285,8 +323,13 @@ def measure(case: str, o: argparse.Namespace) -> dict:
             seconds[kdkit].append(ask_kdkit(o.steps))
         share = statistics.median(ask_kdkit("share") for _ in range(3))
     theirs, ours = (o.steps * o.batch / statistics.median(s) for s in seconds.values())
-    return {"name": case, "kdkit_img_s": ours, "plain_img_s": theirs, "ratio": ours / theirs,
-            "kernel_share": share}
+    return {
+        "name": case,
+        "kdkit_img_s": ours,
+        "plain_img_s": theirs,
+        "ratio": ours / theirs,
+        "kernel_share": share,
+    }
 
 
 def main() -> None:
@@ -312,12 +355,16 @@ def main() -> None:
         print(json.dumps({"cases": rows}))
         return
     print(f"torch {torch.__version__}, {o.threads} thread(s), batch {o.batch}; images per second")
-    print(f"{'case':10}{'kdkit':>9}{'plain':>9}{'ratio':>7}{'aim':>6}{'kernel_share':>14}"
-          f"{'ratio/share':>13}")
+    print(
+        f"{'case':10}{'kdkit':>9}{'plain':>9}{'ratio':>7}{'aim':>6}{'kernel_share':>14}"
+        f"{'ratio/share':>13}"
+    )
     for r in rows:
-        print(f"{r['name']:10}{r['kdkit_img_s']:9.1f}{r['plain_img_s']:9.1f}{r['ratio']:7.2f}"
-              f"{CASES[r['name']]:6.1f}{r['kernel_share']:14.2f}"
-              f"{r['ratio'] / r['kernel_share']:13.2f}")
+        print(
+            f"{r['name']:10}{r['kdkit_img_s']:9.1f}{r['plain_img_s']:9.1f}{r['ratio']:7.2f}"
+            f"{CASES[r['name']]:6.1f}{r['kernel_share']:14.2f}"
+            f"{r['ratio'] / r['kernel_share']:13.2f}"
+        )
 
 
 if __name__ == "__main__":

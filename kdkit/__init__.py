@@ -1,8 +1,8 @@
 """kdkit: a notebook-first study kit for knowledge distillation.
 
-    import kdkit as kd
-    lab = kd.lab("lesson")
-    record = lab.get(method="okddip", seed=0)
+import kdkit as kd
+lab = kd.lab("lesson")
+record = lab.get(method="okddip", seed=0)
 """
 
 from . import losses, machine, metrics, models, plots, store, train, widgets
@@ -41,9 +41,49 @@ from .train import fit, get
 
 __version__ = "0.1.0"
 __all__ = [
-    "AT", "CC", "CLILR", "CRD", "CRDKD", "DCKD", "DML", "EDCKD", "FT", "KD", "KDCL", "OFD",
-    "ONE", "PRESETS", "RKD", "Baseline", "EnsembledStudent", "FitNet", "Ind", "Method",
-    "OKDDip", "OKDDipKD", "Record", "ReviewKD", "Run", "cells", "check", "datasets", "fit",
-    "get", "lab", "load", "losses", "machine", "method_class", "methods", "metrics", "models",
-    "plots", "predict", "preset", "show", "store", "train", "widgets",
+    "AT",
+    "CC",
+    "CLILR",
+    "CRD",
+    "CRDKD",
+    "DCKD",
+    "DML",
+    "EDCKD",
+    "FT",
+    "KD",
+    "KDCL",
+    "OFD",
+    "ONE",
+    "PRESETS",
+    "RKD",
+    "Baseline",
+    "EnsembledStudent",
+    "FitNet",
+    "Ind",
+    "Method",
+    "OKDDip",
+    "OKDDipKD",
+    "Record",
+    "ReviewKD",
+    "Run",
+    "cells",
+    "check",
+    "datasets",
+    "fit",
+    "get",
+    "lab",
+    "load",
+    "losses",
+    "machine",
+    "method_class",
+    "methods",
+    "metrics",
+    "models",
+    "plots",
+    "predict",
+    "preset",
+    "show",
+    "store",
+    "train",
+    "widgets",
 ]

@@ -35,9 +35,11 @@ from .methods import make, resolve
 ALONE = {"KDKIT_BATCH": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 # Runs in the kernel before the first cell: what a thread dies of is not lost with its cell.
-HOOK = ("import os, threading as t; os.environ.update({alone!r}); "
-        "t.excepthook = lambda a, old=t.excepthook: (old(a), open({file!r}, 'a').write("
-        "f'{{a.thread.name}}: {{a.exc_type.__name__}}: {{a.exc_value}}\\n'))")
+HOOK = (
+    "import os, threading as t; os.environ.update({alone!r}); "
+    "t.excepthook = lambda a, old=t.excepthook: (old(a), open({file!r}, 'a').write("
+    "f'{{a.thread.name}}: {{a.exc_type.__name__}}: {{a.exc_value}}\\n'))"
+)
 EVENT = "\x1e"  # begins what a worker tells its parent; all else on that line is for people
 
 
@@ -78,8 +80,13 @@ def plan(runs: Iterable[Run]) -> dict[str, Job]:
     return jobs
 
 
-def carry_out(jobs: dict[str, Job], workers: int | None = None, module: str | None = None,
-              title: str = "sweep", **env: str) -> dict[str, str]:
+def carry_out(
+    jobs: dict[str, Job],
+    workers: int | None = None,
+    module: str | None = None,
+    title: str = "sweep",
+    **env: str,
+) -> dict[str, str]:
     """Do all jobs, side by side, in their order as far as their needs allow; one bar.
 
     workers: how many processes, by default one a core; env: variables for them. Returns the title
@@ -107,8 +114,12 @@ def carry_out(jobs: dict[str, Job], workers: int | None = None, module: str | No
 
     env = {**os.environ, **ALONE, "KDKIT_RUNS": str(store.root()), **env}
     total = sum(job.epochs for job in jobs.values())
-    with stoppable() as stop, tqdm(total=total, desc=title, unit="epoch", mininterval=1,
-                                   disable=store.quiet() or not jobs) as bar:
+    with (
+        stoppable() as stop,
+        tqdm(
+            total=total, desc=title, unit="epoch", mininterval=1, disable=store.quiet() or not jobs
+        ) as bar,
+    ):
         try:
             while True:
                 undone = waiting.keys() | busy.keys() | failed.keys()
@@ -133,8 +144,10 @@ def carry_out(jobs: dict[str, Job], workers: int | None = None, module: str | No
                         failed[key] = why
                 bar.update(sum(epochs.values()) - bar.n)
                 if stop.is_set():
-                    raise train.Interrupted("stopped, and what was under way is saved: the same "
-                                            "command goes on from there")
+                    raise train.Interrupted(
+                        "stopped, and what was under way is saved: the same "
+                        "command goes on from there"
+                    )
         finally:
             for worker in crew:
                 worker.terminate()  # it saves and ends
@@ -144,9 +157,15 @@ def carry_out(jobs: dict[str, Job], workers: int | None = None, module: str | No
 
 def hire(env: dict[str, str]) -> subprocess.Popen:
     """A worker process, in a session of its own: Ctrl-C reaches the parent, which passes it on."""
-    return subprocess.Popen([sys.executable, "-c", "from kdkit.batch import work; work()"],
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                            stderr=subprocess.STDOUT, env=env, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", "from kdkit.batch import work; work()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        stderr=subprocess.STDOUT,
+        env=env,
+        start_new_session=True,
+    )
 
 
 def work() -> None:
@@ -170,8 +189,7 @@ def work() -> None:
                 run_notebook(Path(order["notebook"]), Path(order["copy"]))
             else:
                 load_module(order["module"])
-                train.get(store.run_from(order["run"]),
-                          on_epoch=lambda job: tell(epoch=job.epoch))
+                train.get(store.run_from(order["run"]), on_epoch=lambda job: tell(epoch=job.epoch))
         except train.Interrupted:
             os._exit(143)  # all is saved; to take torch down in good order costs seconds
         except (ValueError, OSError, RuntimeError, train.NotFinite) as e:
@@ -203,8 +221,9 @@ def load_module(file: str | None) -> None:
         raise ValueError(f"{file}, line {line}: {type(e).__name__}: {e}") from e
 
 
-def sweep(runs: Iterable[Run], workers: int | None = None,
-          module: str | None = None) -> dict[str, str]:
+def sweep(
+    runs: Iterable[Run], workers: int | None = None, module: str | None = None
+) -> dict[str, str]:
     """Train what of `runs` is not in the store, side by side; the title of each failed run -> why.
 
     module: a Python file with the runs' own methods. What is stored already is not trained again,
@@ -222,8 +241,9 @@ def notebooks() -> list[Path]:
     return found
 
 
-def figures(only: str | None, preset_name: str, seeds: int,
-            workers: int | None = None) -> dict[str, str]:
+def figures(
+    only: str | None, preset_name: str, seeds: int, workers: int | None = None
+) -> dict[str, str]:
     """Draw the figures: every notebook is executed as soon as the runs of its figures are stored.
 
     only: one figure's name: its runs are trained, and it is drawn without its notebook.
@@ -240,12 +260,22 @@ def figures(only: str | None, preset_name: str, seeds: int,
     jobs, copies = {}, store.root() / "notebooks"
     copies.mkdir(parents=True, exist_ok=True)
     for path in notebooks():
-        mine = plan(run for name, spec in plots.FIGURES.items() if spec.notebook == path.name[:2]
-                    for run in plots.wanted(name, preset_name, seeds))
+        mine = plan(
+            run
+            for name, spec in plots.FIGURES.items()
+            if spec.notebook == path.name[:2]
+            for run in plots.wanted(name, preset_name, seeds)
+        )
         order = {"notebook": str(path), "copy": str(copies / path.name)}
         jobs |= mine | {path.name: Job(path.name, order, set(mine))}
-    return carry_out(jobs, workers, title="figures", KDKIT_PRESET=preset_name,
-                     KDKIT_SEEDS=str(seeds), KDKIT_FIGURES=str(plots.figures_root()))
+    return carry_out(
+        jobs,
+        workers,
+        title="figures",
+        KDKIT_PRESET=preset_name,
+        KDKIT_SEEDS=str(seeds),
+        KDKIT_FIGURES=str(plots.figures_root()),
+    )
 
 
 def run_notebook(src: Path, dst: Path, params: dict | None = None) -> None:
@@ -265,17 +295,29 @@ def run_notebook(src: Path, dst: Path, params: dict | None = None) -> None:
         config = Config(KernelManager=sockets if os.name == "posix" else {})
         try:
             nb = papermill.execute_notebook(
-                str(src), str(dst), parameters=params or {}, progress_bar=False,
-                kernel_name="python3", cwd=str(src.parent), start_timeout=120,
-                request_save_on_cell_execute=False, config=config, extra_arguments=[
+                str(src),
+                str(dst),
+                parameters=params or {},
+                progress_bar=False,
+                kernel_name="python3",
+                cwd=str(src.parent),
+                start_timeout=120,
+                request_save_on_cell_execute=False,
+                config=config,
+                extra_arguments=[
                     "--Application.log_level=CRITICAL",  # else it tells of its own shutdown
-                    f"--IPKernelApp.exec_lines={HOOK.format(alone=ALONE, file=str(deaths))}"])
+                    f"--IPKernelApp.exec_lines={HOOK.format(alone=ALONE, file=str(deaths))}",
+                ],
+            )
         except papermill.PapermillExecutionError as e:
             raise RuntimeError(f"{src.name}, In [{e.exec_count}]: {e.ename}: {e.evalue}") from e
         problems = deaths.read_text().splitlines() if deaths.exists() else []
     states = nb.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {}).values()
     outputs = [o for state in states for o in state["state"].get("outputs", ())]
-    problems += [f"in an Output widget: {o['ename']}: {o['evalue']}" for o in outputs
-                 if o["output_type"] == "error"]
+    problems += [
+        f"in an Output widget: {o['ename']}: {o['evalue']}"
+        for o in outputs
+        if o["output_type"] == "error"
+    ]
     if problems:
         raise RuntimeError(f"{src.name}: errors that papermill lets pass: {'; '.join(problems)}")

@@ -53,8 +53,9 @@ def run_of(args: argparse.Namespace, method: str, seed: int) -> Run:
     """The run that the options ask for, checked as far as that goes without its data."""
     cls = method_class(choose(method, methods(), "method"))
     ours = set(Run.__dataclass_fields__) - {"method", "preset", "params"}
-    changes = {k: getattr(args, k) for k in ("data", "student", "teacher")
-               if getattr(args, k) is not None}
+    changes = {
+        k: getattr(args, k) for k in ("data", "student", "teacher") if getattr(args, k) is not None
+    }
     changes |= settings(args.set, [*sorted(ours), *fields(cls)], f"field of {method}")
     run = preset(args.preset, **{"seed": seed, **changes, "method": method})
     for name in args.teacher.split(",") if args.teacher else ():
@@ -71,15 +72,25 @@ def run_of(args: argparse.Namespace, method: str, seed: int) -> Run:
 def summary(record: Record, run: Run, from_store: bool) -> dict:
     """What `train --json` prints. Accuracies in percent, seconds of training."""
     r, meta = record.result, record.meta
-    told = {"id": record.id, "method": record.run.method, "preset": run.preset,
-            "seed": record.run.seed, "epochs": record.run.epochs,
-            "threads": meta["environment"]["threads"],
-            "precision": meta["environment"]["precision"]}
-    told |= {k: r[k] for k in ("top1", "top1_deployed", "ensemble", "diversity",
-                               "correlation_number")}
-    return told | {"seconds": meta["seconds"], "from_store": from_store,
-                   "resumed_at": meta["resumed_at"], "record": str(record.path),
-                   "weights_sha256": meta["weights_sha256"]}
+    told = {
+        "id": record.id,
+        "method": record.run.method,
+        "preset": run.preset,
+        "seed": record.run.seed,
+        "epochs": record.run.epochs,
+        "threads": meta["environment"]["threads"],
+        "precision": meta["environment"]["precision"],
+    }
+    told |= {
+        k: r[k] for k in ("top1", "top1_deployed", "ensemble", "diversity", "correlation_number")
+    }
+    return told | {
+        "seconds": meta["seconds"],
+        "from_store": from_store,
+        "resumed_at": meta["resumed_at"],
+        "record": str(record.path),
+        "weights_sha256": meta["weights_sha256"],
+    }
 
 
 def cmd_train(args) -> int:
@@ -94,8 +105,10 @@ def cmd_train(args) -> int:
         print(json.dumps(told))
         return 0
     accuracy = " ".join(f"{v:.2f}" for v in told["top1"])
-    print(f"{plots.label(record)}, seed {told['seed']}: top-1 {accuracy} % in "
-          f"{told['seconds']:.0f} s; {'from the store: ' if from_store else ''}{record.path}")
+    print(
+        f"{plots.label(record)}, seed {told['seed']}: top-1 {accuracy} % in "
+        f"{told['seconds']:.0f} s; {'from the store: ' if from_store else ''}{record.path}"
+    )
     return 0
 
 
@@ -115,8 +128,13 @@ def cmd_figures(args) -> int:
 
 def changed(args) -> dict[str, str]:
     """What `--set` changes in the recipe of the cells that `args.which` names."""
-    free = [f for f in Run.__dataclass_fields__ if not f.startswith(
-        ("method", "preset", "params", "seed", "student", "teacher", "pretrained"))]
+    free = [
+        f
+        for f in Run.__dataclass_fields__
+        if not f.startswith(
+            ("method", "preset", "params", "seed", "student", "teacher", "pretrained")
+        )
+    ]
     own = {f for name in cells(args.which)["method"] for f in fields(method_class(name))}
     changes = settings(args.set, [*free, *sorted(own)], "field")
     choose(changes.get("data", "lesson"), data.datasets(), "data set")
@@ -143,14 +161,19 @@ def cmd_table(args) -> int:
 def cmd_reproduce(args) -> int:
     """train what cells of the papers' tables need, teachers first"""
     changes = changed(args)
-    wanted = [run for row in cells(args.which).itertuples()
-              for group in runs_of(row, args.seeds, **changes) for run in group]
+    wanted = [
+        run
+        for row in cells(args.which).itertuples()
+        for group in runs_of(row, args.seeds, **changes)
+        for run in group
+    ]
     needed = [store.run_from(job.order["run"]) for job in batch.plan(wanted).values()]
     names = [f"{make(r).title} ({r.student}, {r.data}, seed {r.seed})" for r in needed]
     if lack := lacking(needed):
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise ValueError(f"{args.which} needs {', '.join(names[:3])}{more}; what is missing: "
-                         f"{'; '.join(lack)}")
+        raise ValueError(
+            f"{args.which} needs {', '.join(names[:3])}{more}; what is missing: {'; '.join(lack)}"
+        )
     for name in names:
         print(f"to train: {name}")
     failed = batch.sweep(wanted, args.workers)
@@ -162,8 +185,10 @@ def lacking(runs: list[Run]) -> list[str]:
     """What this machine has not of the runs' data and, if that is all there, their weights."""
     sets, weights = {r.data for r in runs}, {r.student for r in runs if r.pretrained}
     lack = []
-    for names, find in ((sets, lambda name: files.find(data.SETS[name].family, None)),
-                        (weights, models.pretrained)):
+    for names, find in (
+        (sets, lambda name: files.find(data.SETS[name].family, None)),
+        (weights, models.pretrained),
+    ):
         for name in sorted(names) if not lack else ():
             try:
                 find(name)
@@ -193,12 +218,20 @@ def cmd_data(args) -> int:
 def cmd_runs(args) -> int:
     """list the runs in the store"""
     done, under_way, damaged = store.records()
-    rows = [{"id": r.id, "method": r.run.method,  # perhaps a learner's own that is not loaded now
-             "label": plots.label(r) if r.run.method in methods() else r.meta["method"],
-             "preset": r.run.preset, "seed": r.run.seed, "epochs": r.run.epochs,
-             "top1": f"{r.result['top1_deployed']:.2f}", "seconds": round(r.meta["seconds"]),
-             "finished": time.strftime("%Y-%m-%d %H:%M", time.localtime(r.meta["created"]))}
-            for r in done]
+    rows = [
+        {
+            "id": r.id,
+            "method": r.run.method,  # perhaps a learner's own that is not loaded now
+            "label": plots.label(r) if r.run.method in methods() else r.meta["method"],
+            "preset": r.run.preset,
+            "seed": r.run.seed,
+            "epochs": r.run.epochs,
+            "top1": f"{r.result['top1_deployed']:.2f}",
+            "seconds": round(r.meta["seconds"]),
+            "finished": time.strftime("%Y-%m-%d %H:%M", time.localtime(r.meta["created"])),
+        }
+        for r in done
+    ]
     print(pd.DataFrame(rows).to_string(index=False) if rows else f"no runs in {store.root()}")
     for path in under_way:
         print(f"{path.name} is not finished")
@@ -236,22 +269,29 @@ def cmd_doctor(args) -> int:
     """tell what this machine has and what kdkit makes of it"""
     device, dtype, why = machine.chosen(Run(precision="auto"))
     done, under_way, damaged = store.records()
-    told = {"kdkit": str(Path(__file__).parent),
-            "python": f"{platform.python_version()}, {sys.executable}"}
+    told = {
+        "kdkit": str(Path(__file__).parent),
+        "python": f"{platform.python_version()}, {sys.executable}",
+    }
     told |= {name: version(name) for name in ("torch", "torchvision", "jupyterlab", "papermill")}
-    told |= {"device": f"{device.type}, {machine.processor(device)}",
-             "precision": f"{str(dtype).removeprefix('torch.')} where a run says auto: {why}",
-             "threads": f"{torch.get_num_threads()} of torch, {batch.cores()} core(s) for sweep"}
+    told |= {
+        "device": f"{device.type}, {machine.processor(device)}",
+        "precision": f"{str(dtype).removeprefix('torch.')} where a run says auto: {why}",
+        "threads": f"{torch.get_num_threads()} of torch, {batch.cores()} core(s) for sweep",
+    }
     for name in data.datasets():
         try:
             told[f"data {name}"] = str(files.find(data.SETS[name].family, None).absolute())
         except files.MissingData:
             told[f"data {name}"] = f"not here; `python -m kdkit data {name}` tells how to get it"
-    told["store"] = (f"{store.root()}: {len(done)} finished, {len(under_way)} under way, "
-                     f"{len(damaged)} damaged, {len(store.leftovers())} leftovers (gc clears)")
+    told["store"] = (
+        f"{store.root()}: {len(done)} finished, {len(under_way)} under way, "
+        f"{len(damaged)} damaged, {len(store.leftovers())} leftovers (gc clears)"
+    )
     told["figures"] = str(plots.figures_root())
-    told["browser"] = next(filter(None, map(shutil.which, CHROMIUM)),
-                           "no Chromium: the widgets' tests cannot run here")
+    told["browser"] = next(
+        filter(None, map(shutil.which, CHROMIUM)), "no Chromium: the widgets' tests cannot run here"
+    )
     width = max(map(len, told))
     for name, value in told.items():
         print(f"{name:{width}}  {value}")
@@ -262,29 +302,47 @@ def parsers() -> dict[str, Parser]:
     """Command -> its parser."""
     made = {}
     for name, do in COMMANDS.items():
-        made[name] = Parser(prog=f"python -m kdkit {name}", description=do.__doc__,
-                            allow_abbrev=False)
+        made[name] = Parser(
+            prog=f"python -m kdkit {name}", description=do.__doc__, allow_abbrev=False
+        )
         made[name].set_defaults(do=do)
     picks = os.environ.get("KDKIT_PRESET") or "lesson"
     for name in ("train", "sweep", "figures"):
-        made[name].add_argument("--preset", default=picks, metavar="NAME",
-                                help=f"{', '.join(PRESETS)} (default: $KDKIT_PRESET, or lesson)")
+        made[name].add_argument(
+            "--preset",
+            default=picks,
+            metavar="NAME",
+            help=f"{', '.join(PRESETS)} (default: $KDKIT_PRESET, or lesson)",
+        )
     for name in ("train", "sweep"):
         add = made[name].add_argument
         for option in ("data", "student", "teacher"):
             add(f"--{option}", metavar="NAME", help="see `python -m kdkit list`")
         add("--module", metavar="FILE.py", help="import this first: methods of your own")
     for name in ("train", "sweep", "table", "reproduce"):
-        made[name].add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
-                                help="any field of the run or of the method; may be repeated")
+        made[name].add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="FIELD=VALUE",
+            help="any field of the run or of the method; may be repeated",
+        )
     for name in ("table", "reproduce"):
-        made[name].add_argument("which", metavar="PAPER:TABLE[:ROW[:COLUMN]]",
-                                nargs="?" if name == "table" else None,
-                                help="for example okddip:2:ResNet-32; see `python -m kdkit table`")
+        made[name].add_argument(
+            "which",
+            metavar="PAPER:TABLE[:ROW[:COLUMN]]",
+            nargs="?" if name == "table" else None,
+            help="for example okddip:2:ResNet-32; see `python -m kdkit table`",
+        )
     made["table"].add_argument("--json", action="store_true", help="print a list of cells")
     made["reproduce"].set_defaults(json=False)
-    made["reproduce"].add_argument("--seeds", type=positive, default=1, metavar="N",
-                                   help="repetitions of each cell (default 1; the papers have 3)")
+    made["reproduce"].add_argument(
+        "--seeds",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="repetitions of each cell (default 1; the papers have 3)",
+    )
     for name in ("sweep", "figures", "reproduce"):
         made[name].add_argument("--workers", type=int, metavar="N", help="default: one a core")
     add = made["train"].add_argument
@@ -297,8 +355,13 @@ def parsers() -> dict[str, Parser]:
     add("--seeds", type=positive, default=1, metavar="N", help="seeds 0 to N-1 of each (default 1)")
     add = made["figures"].add_argument
     add("--only", metavar="FIGURE", help="draw this one, without its notebook")
-    add("--seeds", type=positive, default=os.environ.get("KDKIT_SEEDS") or "1", metavar="N",
-        help="(default: $KDKIT_SEEDS, or 1)")
+    add(
+        "--seeds",
+        type=positive,
+        default=os.environ.get("KDKIT_SEEDS") or "1",
+        metavar="N",
+        help="(default: $KDKIT_SEEDS, or 1)",
+    )
     made["data"].add_argument("name", metavar="NAME", help="see `python -m kdkit list datasets`")
     made["data"].add_argument("--root", help="where to put it (default: $KDKIT_DATA, or ./data)")
     made["gc"].add_argument("--yes", action="store_true", help="do not ask")
@@ -313,17 +376,30 @@ def positive(text: str) -> int:
     return int(text)
 
 
-COMMANDS = {"train": cmd_train, "sweep": cmd_sweep, "figures": cmd_figures, "table": cmd_table,
-            "reproduce": cmd_reproduce, "data": cmd_data, "runs": cmd_runs,
-            "gc": cmd_gc, "list": cmd_list, "doctor": cmd_doctor}
+COMMANDS = {
+    "train": cmd_train,
+    "sweep": cmd_sweep,
+    "figures": cmd_figures,
+    "table": cmd_table,
+    "reproduce": cmd_reproduce,
+    "data": cmd_data,
+    "runs": cmd_runs,
+    "gc": cmd_gc,
+    "list": cmd_list,
+    "doctor": cmd_doctor,
+}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The options of a command. ValueError with the nearest names for a wrong one."""
     usage = [f"  {name:9} {do.__doc__}" for name, do in COMMANDS.items()]
     if argv[:1] in (["-h"], ["--help"]):
-        print("usage: python -m kdkit COMMAND [options]\n", *usage,
-              "\npython -m kdkit COMMAND --help tells the options", sep="\n")
+        print(
+            "usage: python -m kdkit COMMAND [options]\n",
+            *usage,
+            "\npython -m kdkit COMMAND --help tells the options",
+            sep="\n",
+        )
         raise SystemExit(0)
     if not argv:
         raise ValueError(f"name a command: {', '.join(COMMANDS)}")

@@ -58,8 +58,10 @@ class Run:
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be at least {low}")
         if not all(0 < m <= 1 for m in (*self.milestones, self.T_0)):
-            raise ValueError(f"milestones={self.milestones}, T_0={self.T_0}: fractions of the "
-                             "epochs, above 0 and at most 1")
+            raise ValueError(
+                f"milestones={self.milestones}, T_0={self.T_0}: fractions of the "
+                "epochs, above 0 and at most 1"
+            )
         if self.lr <= 0:
             raise ValueError(f"lr={self.lr!r}: must be above 0")
 
@@ -72,8 +74,18 @@ class Run:
         return replace(self, **ours, params=tuple(sorted(params.items())))
 
 
-_LOWEST = dict(batch=1, threads=0, n_train=0, full_tests=0, weight_decay=0.0, momentum=0.0,
-               T_mult=1, seed=0, teacher_seed=0, teacher_lr=0.0)
+_LOWEST = dict(
+    batch=1,
+    threads=0,
+    n_train=0,
+    full_tests=0,
+    weight_decay=0.0,
+    momentum=0.0,
+    T_mult=1,
+    seed=0,
+    teacher_seed=0,
+    teacher_lr=0.0,
+)
 
 
 def lr_at(run: Run, epoch: int) -> float:
@@ -134,8 +146,11 @@ def seed_of(*keys) -> int:
 def content(run: Run) -> dict:
     """The fields that change the result and are not at their default, ready for JSON: a field
     that is added later leaves the ids of stored runs as they are."""
-    values = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)
-              if f.name != "preset" and getattr(run, f.name) != f.default}
+    values = {
+        f.name: getattr(run, f.name)
+        for f in dataclasses.fields(run)
+        if f.name != "preset" and getattr(run, f.name) != f.default
+    }
     return json.loads(json.dumps(values))
 
 
@@ -146,20 +161,41 @@ def digest(*values: Any) -> str:
 
 PRESETS: dict[str, Run] = {
     # For tests: a second or two each, with few test images, which take most of the time.
-    "smoke": Run(preset="smoke", data="lesson_few", n_train=200, epochs=3, batch=50,
-                 teacher="resnet8_w0.5"),
+    "smoke": Run(
+        preset="smoke", data="lesson_few", n_train=200, epochs=3, batch=50, teacher="resnet8_w0.5"
+    ),
     # Chosen on validation images and seeds 100 and 101 (benchmarks/lesson_search.csv).
     "lesson": Run(n_train=2000, epochs=20, batch=64),
     # OKDDip, Sec. "Settings" and its code (wd 5e-4; crop and flip).
-    "okddip_paper": Run(preset="okddip_paper", data="cifar100", student="resnet32",
-                        teacher="resnet110_bottleneck", epochs=300, augment="crop_flip",
-                        full_tests=5, precision="auto", threads=0),
+    "okddip_paper": Run(
+        preset="okddip_paper",
+        data="cifar100",
+        student="resnet32",
+        teacher="resnet110_bottleneck",
+        epochs=300,
+        augment="crop_flip",
+        full_tests=5,
+        precision="auto",
+        threads=0,
+    ),
     # DCKD, Sec. 4 "Setup"; batch, weight decay, momentum and the meaning of the stripped SGDR
     # numbers are choices (RepDistiller's recipe, which the paper follows; budgets 30 (2^n - 1)).
-    "dckd_paper": Run(preset="dckd_paper", data="cifar100", student="resnet32",
-                      teacher="resnet110", epochs=930, batch=64, lr=0.05, nesterov=False,
-                      schedule="sgdr", T_0=30 / 930, augment="crop_flip", full_tests=5,
-                      precision="auto", threads=0),
+    "dckd_paper": Run(
+        preset="dckd_paper",
+        data="cifar100",
+        student="resnet32",
+        teacher="resnet110",
+        epochs=930,
+        batch=64,
+        lr=0.05,
+        nesterov=False,
+        schedule="sgdr",
+        T_0=30 / 930,
+        augment="crop_flip",
+        full_tests=5,
+        precision="auto",
+        threads=0,
+    ),
 }
 
 

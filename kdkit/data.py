@@ -20,8 +20,18 @@ from torch import Generator, Tensor
 from .config import choose
 from .files import LESSON, fetch, find, read_cifar, read_fashion
 
-FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-           "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 AUGMENT = {"none": (0, False), "flip": (0, True), "crop": (4, False), "crop_flip": (4, True)}
 Step = tuple[Tensor, Tensor, Tensor]  # x (B, C, H, W) float32, y (B,) int64, index (B,) int64
 
@@ -76,8 +86,9 @@ def augmented(x: Tensor, augment: str, generator: Generator | None) -> Tensor:
         return x
     b, c, h, w = x.shape
     draw = {"generator": generator, "device": generator.device if generator else "cpu"}
-    draws = torch.cat([torch.randint(2 * pad + 1, (2, b), **draw),
-                       torch.randint(1 + flip, (1, b), **draw)]).to(x.device)  # one transfer
+    draws = torch.cat(
+        [torch.randint(2 * pad + 1, (2, b), **draw), torch.randint(1 + flip, (1, b), **draw)]
+    ).to(x.device)  # one transfer
     top, left, mirror = draws[:, :, None]  # (B, 1) each
     rows = top + torch.arange(h, device=x.device)  # (B, H)
     cols = torch.arange(w, device=x.device)
@@ -107,8 +118,9 @@ class _Base:
     @cached_property
     def _scale(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation (C, 1, 1), put on the device once: no transfer in the step."""
-        return tuple(torch.tensor(v, device=self.y.device)[:, None, None]
-                     for v in (self.mean, self.std))
+        return tuple(
+            torch.tensor(v, device=self.y.device)[:, None, None] for v in (self.mean, self.std)
+        )
 
     def normalise(self, x: Tensor, memory_format: torch.memory_format | None = None) -> Tensor:
         """(x/255 - mean)/std: uint8 (B, C, H, W) to float32 of the same shape.
@@ -132,8 +144,14 @@ class _Base:
             order = order[torch.isin(self.y_test.cpu()[order], wanted)]
         return order[:n].sort().values.to(self.y_test.device)
 
-    def _plan(self, train: bool, batch: int, generator: Generator | None, start: int,
-              subset: Tensor | None) -> list[tuple[Tensor, int]]:
+    def _plan(
+        self,
+        train: bool,
+        batch: int,
+        generator: Generator | None,
+        start: int,
+        subset: Tensor | None,
+    ) -> list[tuple[Tensor, int]]:
         """(positions, seed) of each batch of an epoch from number `start` on.
 
         One draw from the generator seeds the order and, through it, every batch: batch k is the
@@ -143,8 +161,10 @@ class _Base:
         order = order if subset is None else order[subset.cpu()]
         steps = len(order) // batch if train and batch > 0 else -(-len(order) // max(batch, 1))
         if batch < 1 or not 0 <= start <= steps or not steps:
-            raise ValueError(f"batch={batch}, start={start}: {len(order)} images allow batches of "
-                             f"1 to {len(order)} and, with this one, starts of 0 to {steps}")
+            raise ValueError(
+                f"batch={batch}, start={start}: {len(order)} images allow batches of "
+                f"1 to {len(order)} and, with this one, starts of 0 to {steps}"
+            )
         seeds = [0] * steps
         if train:
             base = torch.randint(2**62, (), generator=generator, device=generator.device)
@@ -162,8 +182,15 @@ class Data(_Base):
         """Training images at `index` (B,), augmented and normalised: (B, C, H, W) float32."""
         return self.normalise(augmented(self.x[index.to(self.x.device)], augment, generator))
 
-    def batches(self, train: bool, batch: int, augment: str, generator: Generator | None,
-                start: int = 0, subset: Tensor | None = None) -> Iterator[Step]:
+    def batches(
+        self,
+        train: bool,
+        batch: int,
+        augment: str,
+        generator: Generator | None,
+        start: int = 0,
+        subset: Tensor | None = None,
+    ) -> Iterator[Step]:
         """One epoch of (x, y, index): x (B, C, H, W) float32 normalised, y and index (B,) int64.
 
         train: shuffled, augmented, full batches only; one draw from `generator`, made at the call.
@@ -177,8 +204,10 @@ class Data(_Base):
         if not train:
             return ((self.normalise(self.x_test[i]), self.y_test[i], i) for i, _ in plan)
         augmented(self.x[:0], augment, None)  # a wrong name is told now, not at the first batch
-        return ((self.batch(i, augment, Generator().manual_seed(seed)), self.y[i], i)
-                for i, seed in plan)
+        return (
+            (self.batch(i, augment, Generator().manual_seed(seed)), self.y[i], i)
+            for i, seed in plan
+        )
 
 
 class _Images(torch.utils.data.Dataset):
@@ -217,22 +246,36 @@ class Folders(_Base):
         """As `Data.batch`, decoded in this process; the augmentation is always ImageNet's."""
         return self.normalise(torch.stack([self.x[item][0] for item in _visit(index, generator)]))
 
-    def batches(self, train: bool, batch: int, augment: str, generator: Generator | None,
-                start: int = 0, subset: Tensor | None = None) -> Iterator[Step]:
+    def batches(
+        self,
+        train: bool,
+        batch: int,
+        augment: str,
+        generator: Generator | None,
+        start: int = 0,
+        subset: Tensor | None = None,
+    ) -> Iterator[Step]:
         """As `Data.batches`; `augment` is ignored: random resized crop and flip when training."""
         plan, device = self._plan(train, batch, generator, start, subset), self.y.device
         visits = (_visit(index, Generator().manual_seed(seed)) for index, seed in plan)
         loader = torch.utils.data.DataLoader(
-            self.x if train else self.x_test, batch_sampler=visits, num_workers=self.workers,
-            pin_memory=device.type == "cuda", generator=Generator())
-        return ((self.normalise(x.to(device, non_blocking=True)), y.to(device), index.to(device))
-                for x, y, index in loader)
+            self.x if train else self.x_test,
+            batch_sampler=visits,
+            num_workers=self.workers,
+            pin_memory=device.type == "cuda",
+            generator=Generator(),
+        )
+        return (
+            (self.normalise(x.to(device, non_blocking=True)), y.to(device), index.to(device))
+            for x, y, index in loader
+        )
 
 
 def _lesson() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     with np.load(LESSON, allow_pickle=False) as z:
-        x, y, xt, yt, i = (torch.from_numpy(z[k])
-                           for k in ("x", "y", "x_test", "y_test", "train_index"))
+        x, y, xt, yt, i = (
+            torch.from_numpy(z[k]) for k in ("x", "y", "x_test", "y_test", "train_index")
+        )
     return x[:, None], y.long(), xt[:, None], yt.long(), i.long()
 
 
@@ -240,8 +283,10 @@ def _lesson_val(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, y, _, _, index = _lesson()
     x_all, y_all, _, _ = read_fashion(folder)
     if len(y_all) != 60_000 or not x_all[index].equal(x) or not y_all[index].equal(y):
-        raise ValueError(f"{folder}: these are not Fashion-MNIST's original training images, which "
-                         "lesson_val needs: `python -m kdkit data fashion_mnist` gets them")
+        raise ValueError(
+            f"{folder}: these are not Fashion-MNIST's original training images, which "
+            "lesson_val needs: `python -m kdkit data fashion_mnist` gets them"
+        )
     last = interleave(y_all)[-10_000:]  # the last 1,000 of each class; the lesson has the first 500
     return x, y, x_all[last], y_all[last]
 
@@ -262,11 +307,19 @@ def _imagenet(device: torch.device, n_train: int, folder: Path, workers: int | N
         raise ValueError(f"{folder}: train and val must hold the same classes, only one has {odd}")
     y, spec = torch.tensor(train.targets), SETS["imagenet"]
     order = _prefix("imagenet", y, len(train.classes), n_train)
-    return Folders("imagenet", len(train.classes), (3, 224, 224),
-                   _Images(train, order.tolist()), y[order].to(device),
-                   _Images(test, range(len(test))), torch.tensor(test.targets, device=device),
-                   spec.mean, spec.std, tuple(train.classes),
-                   min(8, os.cpu_count() or 1) if workers is None else workers)
+    return Folders(
+        "imagenet",
+        len(train.classes),
+        (3, 224, 224),
+        _Images(train, order.tolist()),
+        y[order].to(device),
+        _Images(test, range(len(test))),
+        torch.tensor(test.targets, device=device),
+        spec.mean,
+        spec.std,
+        tuple(train.classes),
+        min(8, os.cpu_count() or 1) if workers is None else workers,
+    )
 
 
 def _prefix(name: str, y: Tensor, classes: int, n_train: int) -> Tensor:
@@ -274,13 +327,19 @@ def _prefix(name: str, y: Tensor, classes: int, n_train: int) -> Tensor:
     if n_train == 0:
         return torch.arange(len(y))
     if not classes <= n_train <= len(y):
-        raise ValueError(f"n_train={n_train}: {name} allows {classes} (one a class) to {len(y)}, "
-                         "or 0 for all")
+        raise ValueError(
+            f"n_train={n_train}: {name} allows {classes} (one a class) to {len(y)}, or 0 for all"
+        )
     return interleave(y)[:n_train]
 
 
-def load(name: str, device: str | torch.device = "cpu", n_train: int = 0,
-         root: str | os.PathLike | None = None, workers: int | None = None) -> Data | Folders:
+def load(
+    name: str,
+    device: str | torch.device = "cpu",
+    n_train: int = 0,
+    root: str | os.PathLike | None = None,
+    workers: int | None = None,
+) -> Data | Folders:
     """The data set `name` (one of `datasets()`) on `device`.
 
     n_train > 0 keeps that many training images, classes dealt out in turn and each class in file
@@ -314,8 +373,18 @@ def load(name: str, device: str | torch.device = "cpu", n_train: int = 0,
     x, y = x[order], y[order]
     if name == "fashion_mnist32":
         x, x_test = (F.pad(v, [2] * 4).expand(-1, 3, -1, -1).contiguous() for v in (x, x_test))
-    return Data(name, spec.classes, tuple(x.shape[1:]), x.to(device), y.to(device),
-                x_test.to(device), y_test.to(device), spec.mean, spec.std, tuple(names))
+    return Data(
+        name,
+        spec.classes,
+        tuple(x.shape[1:]),
+        x.to(device),
+        y.to(device),
+        x_test.to(device),
+        y_test.to(device),
+        spec.mean,
+        spec.std,
+        tuple(names),
+    )
 
 
 def download(name: str, root: str | os.PathLike | None = None, progress: bool = True) -> Path:

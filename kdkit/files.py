@@ -21,8 +21,12 @@ from torch import Tensor
 
 LESSON = Path(__file__).parent / "assets" / "lesson.npz"
 SYSTEM = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
-IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte",
-       "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+IDX = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 
 
 class MissingData(ValueError):
@@ -94,8 +98,17 @@ def _unpickle(path: Path, md5: str) -> dict:
     raw = path.read_bytes()
     try:
         content = _Unpickler(io.BytesIO(raw), encoding="latin1").load()
-    except (pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError,
-            MemoryError, RuntimeError, TypeError, ValueError) as e:  # what damaged pickles raise
+    except (
+        pickle.UnpicklingError,
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as e:  # what damaged pickles raise
         raise ValueError(f"{path}: refused, not a CIFAR file ({e})") from None
     if type(content) is not dict:
         raise ValueError(f"{path}: holds a {type(content).__name__}, a CIFAR file holds a dict")
@@ -118,11 +131,15 @@ def read_cifar(family: str, folder: Path, classes: int) -> tuple:
             x = getattr(content.get("data"), "value", np.empty(0, np.uint8))
             y = np.asarray(content.get("labels", content.get("fine_labels", "absent")))
             if x.shape[1:] != (3072,) or y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
-                raise ValueError(f"{folder / file}: data {x.shape} with labels {y.shape} {y.dtype}"
-                                 "; allowed are (n, 3072) bytes with n whole numbers")
+                raise ValueError(
+                    f"{folder / file}: data {x.shape} with labels {y.shape} {y.dtype}"
+                    "; allowed are (n, 3072) bytes with n whole numbers"
+                )
             if len(y) and not 0 <= y.min() <= y.max() < classes:
-                raise ValueError(f"{folder / file}: labels {y.min()} to {y.max()}, allowed are "
-                                 f"0 to {classes - 1}")
+                raise ValueError(
+                    f"{folder / file}: labels {y.min()} to {y.max()}, allowed are "
+                    f"0 to {classes - 1}"
+                )
             xs.append(x.reshape(-1, 3, 32, 32))
             ys.append(y.astype(np.int64))
         parts += [torch.from_numpy(np.concatenate(v)) for v in (xs, ys)]
@@ -143,8 +160,10 @@ def read_fashion(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, y, x_test, y_test = (torch.from_numpy(read_idx(p)) for p in paths)
     for a, b in ((x, y), (x_test, y_test)):
         if a.shape != (len(b), 28, 28) or b.ndim != 1 or b.numel() and b.max() > 9:
-            raise ValueError(f"{folder}: images {tuple(a.shape)} with labels {tuple(b.shape)}; "
-                             "allowed are (n, 28, 28) with (n,) of 0 to 9")
+            raise ValueError(
+                f"{folder}: images {tuple(a.shape)} with labels {tuple(b.shape)}; "
+                "allowed are (n, 28, 28) with (n,) of 0 to 9"
+            )
     return x[:, None], y.long(), x_test[:, None], y_test.long()
 
 
@@ -176,10 +195,15 @@ def find(family: str, root: str | os.PathLike | None) -> Path:
     for place in places:
         if all((place / f).exists() or (place / f"{f}.gz").exists() for f in need):
             return place
-    get = ("put train/CLASS/*.JPEG and val/CLASS/*.JPEG there by hand" if family == "imagenet"
-           else f"get it with `python -m kdkit data {family}`")
-    raise MissingData(f"{family}: looked for {', '.join(need)} in "
-                      f"{', '.join(str(p) for p in places)}; {get}, or set KDKIT_DATA")
+    get = (
+        "put train/CLASS/*.JPEG and val/CLASS/*.JPEG there by hand"
+        if family == "imagenet"
+        else f"get it with `python -m kdkit data {family}`"
+    )
+    raise MissingData(
+        f"{family}: looked for {', '.join(need)} in "
+        f"{', '.join(str(p) for p in places)}; {get}, or set KDKIT_DATA"
+    )
 
 
 def fetch(family: str, root: str | os.PathLike | None, progress: bool) -> Path:

@@ -57,9 +57,14 @@ def cast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 def full(o: Out) -> Out:
     """Logits and pooled features in full precision; maps stay as autocast left them."""
+
     def up(v):
-        return tuple(map(up, v)) if isinstance(v, tuple) else (
-            v.float() if v.dtype == torch.bfloat16 else v)
+        return (
+            tuple(map(up, v))
+            if isinstance(v, tuple)
+            else (v.float() if v.dtype == torch.bfloat16 else v)
+        )
+
     return o._replace(logits=up(o.logits), pooled=up(o.pooled))
 
 
@@ -133,12 +138,19 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict:
     commit = None
     if (here / ".git").exists():
         with suppress(OSError):
-            asked = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True,
-                                   text=True)
+            asked = subprocess.run(
+                ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True
+            )
             commit = asked.stdout.strip() or None
-    return {"python": platform.python_version(), "torch": torch.__version__,
-            "device": device.type, "processor": processor(device), "commit": commit,
-            "threads": torch.get_num_threads(), "precision": PRECISION[dtype]}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device.type,
+        "processor": processor(device),
+        "commit": commit,
+        "threads": torch.get_num_threads(),
+        "precision": PRECISION[dtype],
+    }
 
 
 def processor(device: torch.device) -> str:

@@ -75,7 +75,9 @@ def report(z: Array, y: Array, peers: int, deployed: int | None, teacher: Array 
     """
     p, top1 = softmax(z), 100 * top(z, y)
     out = {
-        "top1": top1.tolist(), "top5": (100 * top(z, y, 5)).tolist(), "deployed": deployed,
+        "top1": top1.tolist(),
+        "top5": (100 * top(z, y, 5)).tolist(),
+        "deployed": deployed,
         "top1_deployed": float(top1.mean() if deployed is None else top1[deployed]),
         "ensemble": 100 * float(top(ensemble(z[:peers]), y)),
         "ensemble_probs": 100 * float(top(ensemble(z[:peers], "probs"), y)),

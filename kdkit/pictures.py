@@ -49,8 +49,11 @@ def style(name: str) -> dict:
         return {"color": TEACHER, "marker": "*", "linestyle": (0, (4, 2))}
     i = methods().index(method_class(name).name)
     rgb = np.array(to_rgb(PALETTE[ORDER[i % 10]])) * 0.62 ** (i // 10)  # beyond ten: darker
-    return {"color": to_hex(rgb), "marker": MARKERS[i % len(MARKERS)],
-            "linestyle": LINES[i % len(LINES)]}
+    return {
+        "color": to_hex(rgb),
+        "marker": MARKERS[i % len(MARKERS)],
+        "linestyle": LINES[i % len(LINES)],
+    }
 
 
 def ink(c: str) -> tuple[float, ...]:
@@ -75,8 +78,19 @@ def end_labels(ax, labels: list[tuple[float, str, str]], xs=None) -> None:
     for i, new in zip(order, moved, strict=True):
         (_, text, c), x = labels[i], 1 if xs is None else (xs[i] - left) / (right - left)
         ax.text(1.035, new, text, transform=ax.transAxes, va="center", fontsize=9, color=ink(c))
-        ax.add_line(Line2D([x, 1.025], [at[i], new], transform=ax.transAxes, clip_on=False, color=c,
-                           marker="", ls="-", lw=0.7, alpha=1 if xs is None else 0.5))
+        ax.add_line(
+            Line2D(
+                [x, 1.025],
+                [at[i], new],
+                transform=ax.transAxes,
+                clip_on=False,
+                color=c,
+                marker="",
+                ls="-",
+                lw=0.7,
+                alpha=1 if xs is None else 0.5,
+            )
+        )
 
 
 def beside(ax, y: float, text: str, c: str = INK) -> None:
@@ -91,8 +105,9 @@ def draw_curves(table: pd.DataFrame, panels: dict[str, list[str]]) -> Figure:
     table: of `tables.curves`; panels: title of a panel -> its quantities.
     """
     fig = Figure(figsize=(8.4 if len(panels) > 1 else 6.6, 3.4))
-    for ax, (title, names) in zip(np.ravel(fig.subplots(1, len(panels))), panels.items(),
-                                  strict=True):
+    for ax, (title, names) in zip(
+        np.ravel(fig.subplots(1, len(panels))), panels.items(), strict=True
+    ):
         ends, mine = [], table[table["quantity"].isin(names)]
         for k, ((label, what), t) in enumerate(mine.groupby(["label", "quantity"], sort=False)):
             kind = style(t["method"].iloc[0])
@@ -137,12 +152,19 @@ def draw_accuracy(table: pd.DataFrame, unit: str = "test accuracy (%)") -> Figur
             d, half = row["difference"], row["half_width"]
             hollow = {} if row["shown"] else {"markerfacecolor": "white", "alpha": 0.55}
             b.errorbar(d, y, xerr=np.nan_to_num(half), **kind | hollow, capsize=3, lw=1.4)
-            beside(b, y, fill(f"{said(d, half, '+')} vs {row['control']}", 36),
-                   INK if row["shown"] else "#777777")
+            beside(
+                b,
+                y,
+                fill(f"{said(d, half, '+')} vs {row['control']}", 36),
+                INK if row["shown"] else "#777777",
+            )
     b.axvline(0, color=INK, lw=0.9, zorder=0)
     a.set_yticks(range(len(table)), [fill(text, 30) for text in table["label"]])
-    a.set(ylim=(len(table) - 0.4, -0.6), xlabel=f"{unit}, {count(table[table['method'] != ''])}",
-          title="Every seed, mean ± deviation")
+    a.set(
+        ylim=(len(table) - 0.4, -0.6),
+        xlabel=f"{unit}, {count(table[table['method'] != ''])}",
+        title="Every seed, mean ± deviation",
+    )
     b.set(xlabel="points, paired by seed; hollow: not shown", title="Difference, 95 % interval")
     return fig
 
@@ -168,8 +190,10 @@ def draw_sweep(table: pd.DataFrame, x: str, xlabel: str, log: bool = False) -> F
     if log:
         ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [f"{v:g}" for v in ticks])
-    ax.set(xlabel=f"{xlabel} (every seed a dot, {count(table[table['method'] != ''])})",
-           ylabel="test accuracy (%)")
+    ax.set(
+        xlabel=f"{xlabel} (every seed a dot, {count(table[table['method'] != ''])})",
+        ylabel="test accuracy (%)",
+    )
     end_labels(ax, ends)
     return fig
 
@@ -200,8 +224,15 @@ def matrix(ax, A: np.ndarray, cmap: str, middle: float, reach: float) -> None:
     for (a, b), v in np.ndenumerate(A):
         text = f"{v:{'' if middle else '+'}.{3 if len(A) < 5 else 2}f}" if v or middle else "0"
         dark = v - middle > 0.3 * reach or (not middle and v < -0.6 * reach)
-        ax.text(b, a, text.replace("-", "−"), ha="center", va="center",
-                fontsize=8.5 if len(A) < 5 else 6.5, color="white" if dark else INK)
+        ax.text(
+            b,
+            a,
+            text.replace("-", "−"),
+            ha="center",
+            va="center",
+            fontsize=8.5 if len(A) < 5 else 6.5,
+            color="white" if dark else INK,
+        )
     live(ax, ax.xaxis, ax.yaxis)
 
 
@@ -229,8 +260,17 @@ def draw_attention(table: pd.DataFrame, epochs: int = 4) -> Figure:
     table: of `tables.attention`."""
     t = table[(table["label"] == table["label"].iloc[0]) & (table["seed"] == table["seed"].min())]
     at = np.unique(np.linspace(1, t["epoch"].max(), epochs).round())
-    return draw_matrices([(f"epoch {int(e)}", t[t["epoch"] == e].pivot(
-        index="peer", columns="source", values="attention").to_numpy()) for e in at])
+    return draw_matrices(
+        [
+            (
+                f"epoch {int(e)}",
+                t[t["epoch"] == e]
+                .pivot(index="peer", columns="source", values="attention")
+                .to_numpy(),
+            )
+            for e in at
+        ]
+    )
 
 
 @look()
@@ -241,17 +281,27 @@ def draw_ensembles(table: pd.DataFrame) -> Figure:
     a, b = fig.subplots(1, 2, width_ratios=(1.15, 1))
     for y, (_, row) in enumerate(table.iterrows()):
         kind = style(row["method"]) | {"linestyle": "none"}
-        a.annotate("", (row["ensemble"], y), (row["single"], y),
-                   arrowprops={"arrowstyle": "-|>", "color": kind["color"], "lw": 1.6})
+        a.annotate(
+            "",
+            (row["ensemble"], y),
+            (row["single"], y),
+            arrowprops={"arrowstyle": "-|>", "color": kind["color"], "lw": 1.6},
+        )
         a.plot(row["single"], y, **kind | {"markerfacecolor": "white"})
         a.plot(row["ensemble"], y, **kind)
         beside(a, y, said(row["mean"], row["sd"], "+"))
         b.errorbar(row["diversity"], row["mean"], np.nan_to_num(row["sd"]), **kind, capsize=3)
     a.set_yticks(range(len(table)), [fill(text, 30) for text in table["label"]])
-    a.set(ylim=(len(table) - 0.4, -0.6), xlabel=f"test accuracy (%), {count(table)}",
-          title="Mean single student (hollow) → ensemble")
-    b.set(xlabel="diversity of the peers", ylabel="gain of the ensemble (points)",
-          title="Does diversity pay?")
+    a.set(
+        ylim=(len(table) - 0.4, -0.6),
+        xlabel=f"test accuracy (%), {count(table)}",
+        title="Mean single student (hollow) → ensemble",
+    )
+    b.set(
+        xlabel="diversity of the peers",
+        ylabel="gain of the ensemble (points)",
+        title="Does diversity pay?",
+    )
     ends = [(r["mean"], r["label"], style(r["method"])["color"]) for _, r in table.iterrows()]
     end_labels(b, ends, table["diversity"].tolist())
     return fig
@@ -267,8 +317,14 @@ def draw_correlation(table: pd.DataFrame) -> Figure:
             ax.bar(k, row["mean"], color=BARS[k], width=0.62, yerr=np.nan_to_num(row["sd"]))
             values = row[seed_columns(t)].dropna().astype(float)
             ax.plot([k] * len(values), values, "o", color=INK, markersize=3, alpha=0.7)
-            ax.annotate(f"{row['mean']:.3f}", (k, max(values)), (0, 9), ha="center", fontsize=9,
-                        textcoords="offset points")
+            ax.annotate(
+                f"{row['mean']:.3f}",
+                (k, max(values)),
+                (0, 9),
+                ha="center",
+                fontsize=9,
+                textcoords="offset points",
+            )
         ax.set_xticks(range(len(t)), t["who"])
         ax.set_title(f"T = {T:g}")
         ax.grid(axis="x", visible=False)
@@ -333,8 +389,13 @@ def _bars(ax, title: str, rows: list[tuple[str, np.ndarray, str]], names: list[s
         ax.set_xticks(range(K), names, rotation=30, ha="right", rotation_mode="anchor")
     ax.grid(axis="x", visible=False)
     top = 1.08 * max(np.max(p) for _, p, _ in rows)
-    ax.set(xlim=(-0.6, K - 0.4), yticks=MaxNLocator(4).tick_values(0, top), ylim=(0, top),
-           ylabel="probability", title=title)
+    ax.set(
+        xlim=(-0.6, K - 0.4),
+        yticks=MaxNLocator(4).tick_values(0, top),
+        ylim=(0, top),
+        ylabel="probability",
+        title=title,
+    )
     ax.yaxis.set_major_formatter("{x:.2f}")  # as wide always: the layout stays
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(rows), fontsize=9, borderpad=0)
     live(ax, ax.xaxis)
@@ -349,32 +410,54 @@ def _predictions(title: str, rows, names: list[str], fig) -> Figure:
 
 def draw_temperature(z_T, z, T: float, names: list[str], fig=None) -> Figure:
     """Softened predictions of teacher z_T (K,) and student z (K,) at temperature T."""
-    rows = [("teacher", metrics.softmax(z_T, T), BARS[0]),
-            ("student", metrics.softmax(z, T), BARS[1])]
+    rows = [
+        ("teacher", metrics.softmax(z_T, T), BARS[0]),
+        ("student", metrics.softmax(z, T), BARS[1]),
+    ]
     return _predictions(f"T = {T:g}", rows, names, fig)
 
 
 def draw_collection(z, m, student: int, tau: float, names: list[str], fig=None) -> Figure:
     """What the students z (S, K) say of one image, and what `student` receives: softmax(m/tau),
     m (K,)."""
-    rows = [(f"student {k + 1}{', learning' if k == student else ''}", metrics.softmax(v, tau),
-             BARS[1] if k == student else "#bdd5ee") for k, v in enumerate(z)]
+    rows = [
+        (
+            f"student {k + 1}{', learning' if k == student else ''}",
+            metrics.softmax(v, tau),
+            BARS[1] if k == student else "#bdd5ee",
+        )
+        for k, v in enumerate(z)
+    ]
     rows.append(("received", metrics.softmax(m, tau), BARS[2]))
     return _predictions(f"tau = {tau:g}", rows, names, fig)
 
 
 @look()
-def draw_class_map(student, teacher, of: int, peak: int, images, names: list[str],
-                   like=(), fig=None) -> Figure:
+def draw_class_map(
+    student, teacher, of: int, peak: int, images, names: list[str], like=(), fig=None
+) -> Figure:
     """Class maxima (K,) of student and teacher over the images of class `of`, and below them the
     `images` (n, C, H, W) uint8 behind the student's peak, beside images `like` of that class."""
     fig, (ax, below) = emptied(fig, (8.4, 4.7), 2, 1, height_ratios=(2.4, 1))
-    ax.annotate("peak", (peak, max(student[peak], teacher[peak])), (0, 16), ha="center", fontsize=9,
-                textcoords="offset points", arrowprops={"arrowstyle": "-|>", "color": INK})
-    _bars(ax, f"Largest probability over all test images of: {names[of]}",
-          [("teacher", teacher, BARS[0]), ("student", student, BARS[1])], names)
-    strip = [np.pad(v, ((0, 0), (0, 0), (0, len(v[0]) // 4)), constant_values=255 * (len(v) > 1))
-             for v in [*images, *like]]  # as one picture: an ax for each takes as long as the bars
+    ax.annotate(
+        "peak",
+        (peak, max(student[peak], teacher[peak])),
+        (0, 16),
+        ha="center",
+        fontsize=9,
+        textcoords="offset points",
+        arrowprops={"arrowstyle": "-|>", "color": INK},
+    )
+    _bars(
+        ax,
+        f"Largest probability over all test images of: {names[of]}",
+        [("teacher", teacher, BARS[0]), ("student", student, BARS[1])],
+        names,
+    )
+    strip = [
+        np.pad(v, ((0, 0), (0, 0), (0, len(v[0]) // 4)), constant_values=255 * (len(v) > 1))
+        for v in [*images, *like]
+    ]  # as one picture: an ax for each takes as long as the bars
     picture(below, np.concatenate(strip, -1))
     below.text(0, -2, f"{names[of]}, most like {names[peak]}:", fontsize=9)
     if len(like):

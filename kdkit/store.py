@@ -30,8 +30,10 @@ from .config import FORMAT, Run, content, digest
 from .methods import effective, is_ours, make, method_class, resolve, source_digest
 
 ID = re.compile(r"[0-9a-f]{12}")
-OURS = re.compile(r"(record\.json|weights\.pt|history\.npz|test_logits\.npz|checkpoint\.pt|"
-                  r"progress\.json)(\.\d+\.part|\.damaged-[0-9a-f]+)?")  # in a run's folder
+OURS = re.compile(
+    r"(record\.json|weights\.pt|history\.npz|test_logits\.npz|checkpoint\.pt|"
+    r"progress\.json)(\.\d+\.part|\.damaged-[0-9a-f]+)?"
+)  # in a run's folder
 
 
 def home() -> Path:
@@ -106,8 +108,10 @@ def students(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Module:
     method, names = make(run), run.student.split(",")
     kind, m = method.group()
     if len(names) not in (1, m) or (kind == "branch" and len(set(names)) > 1):
-        raise ValueError(f"student={run.student!r}: {method.title} has {m} student(s), "
-                         f"kind {kind}; name one network, or {m} for a group of whole networks")
+        raise ValueError(
+            f"student={run.student!r}: {method.title} has {m} student(s), "
+            f"kind {kind}; name one network, or {m} for a group of whole networks"
+        )
     nets = [models.build(n.strip(), shape[0], classes) for n in (names * m)[:m]]
     if kind == "branch":
         return models.Branches(nets, method.at_split)
@@ -183,9 +187,16 @@ def save(run: Run, meta: dict, weights: dict, files: dict[str, dict[str, np.ndar
         write(path / name, blob)
     sums = {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
     flat = {f"{k}.{n}": v for k, state in weights.items() for n, v in state.items()}
-    meta = {"format": FORMAT, "id": path.name, "run": dataclasses.asdict(run), **meta,
-            "code": source_digest(method_class(run.method)), "created": round(time.time()),
-            "weights_sha256": weights_sha256(flat), "files": sums}
+    meta = {
+        "format": FORMAT,
+        "id": path.name,
+        "run": dataclasses.asdict(run),
+        **meta,
+        "code": source_digest(method_class(run.method)),
+        "created": round(time.time()),
+        "weights_sha256": weights_sha256(flat),
+        "files": sums,
+    }
     meta = json.loads(json.dumps(meta))
     write(path / "record.json", json.dumps({**meta, "sha256": _seal(meta)}, indent=1).encode())
     for left in ("checkpoint.pt", "progress.json") if main_process() else ():
@@ -353,8 +364,14 @@ def _stale(key: str) -> Iterator[tuple[Path, str]]:
     inside = {p.name: OURS.fullmatch(p.name) for p in sorted(folder.glob("*"))}
     for name, m in inside.items():
         if m and m[2]:
-            yield folder / name, ("a damaged checkpoint that was set aside" if "damaged" in m[2]
-                                  else "a half-written file")
+            yield (
+                folder / name,
+                (
+                    "a damaged checkpoint that was set aside"
+                    if "damaged" in m[2]
+                    else "a half-written file"
+                ),
+            )
         elif "record.json" in inside and name in ("checkpoint.pt", "progress.json"):
             yield folder / name, "left over from a finished run"
     needed = inside.keys() & {"record.json", "checkpoint.pt"}

@@ -36,13 +36,22 @@ def label(what: Run | Record) -> str:
     start = resolve(replace(start, method=run.method, schedule=run.schedule, params=run.params))
     own = cls.presets.get(run.preset, {})
     odd = {k: v for k, v in run.params if k not in own or own[k] != v}
-    odd |= {f.name: getattr(run, f.name) for f in dataclasses.fields(Run)
-            if f.name not in ("method", "seed", "preset", "schedule", "params")
-            and getattr(run, f.name) != getattr(start, f.name)}
+    odd |= {
+        f.name: getattr(run, f.name)
+        for f in dataclasses.fields(Run)
+        if f.name not in ("method", "seed", "preset", "schedule", "params")
+        and getattr(run, f.name) != getattr(start, f.name)
+    }
     if run.schedule != PRESETS.get(run.preset, Run()).schedule:
         odd["schedule"] = run.schedule
-    said = [str(v).replace(",", " + ") if k in ("based", "student") else
-            f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in odd.items()]
+    said = [
+        str(v).replace(",", " + ")
+        if k in ("based", "student")
+        else f"{k}={v:g}"
+        if isinstance(v, float)
+        else f"{k}={v}"
+        for k, v in odd.items()
+    ]
     return f"{cls.title} ({', '.join(said)})" if said else cls.title
 
 
@@ -128,11 +137,26 @@ def accuracy(records: list[Record], against: str = "control", x: str = "") -> pd
         other = control_label(group[0]) if against == "control" else next(iter(groups))
         other = other if other in groups and other != name else ""
         at = {x: getattr(make(group[0].run), x, np.nan)} if x else {}
-        rows.append({"method": group[0].run.method, "label": name, **at, "control": other,
-                     **paired(values[name], values.get(other, {})), **spread(values[name])})
+        rows.append(
+            {
+                "method": group[0].run.method,
+                "label": name,
+                **at,
+                "control": other,
+                **paired(values[name], values.get(other, {})),
+                **spread(values[name]),
+            }
+        )
     for number, top1 in enumerate(teachers(records)):
-        rows.append({"method": "", "label": f"Teacher {number + 1}" if number else "Teacher",
-                     "control": "", **paired({}, {}), **spread({0: top1})})
+        rows.append(
+            {
+                "method": "",
+                "label": f"Teacher {number + 1}" if number else "Teacher",
+                "control": "",
+                **paired({}, {}),
+                **spread({0: top1}),
+            }
+        )
     return frame(rows, records)
 
 
@@ -143,11 +167,19 @@ def curves(records: list[Record], *quantities: str) -> pd.DataFrame:
         for what in quantities:
             seen = {r.run.seed: [QUANTITIES[what](row) for row in r.history] for r in group}
             for epoch in range(max(map(len, seen.values()))):
-                at = {s: v[epoch] for s, v in seen.items()
-                      if epoch < len(v) and v[epoch] is not None}
+                at = {
+                    s: v[epoch] for s, v in seen.items() if epoch < len(v) and v[epoch] is not None
+                }
                 if at:
-                    rows.append({"method": group[0].run.method, "label": name, "quantity": what,
-                                 "epoch": epoch + 1, **spread(at)})
+                    rows.append(
+                        {
+                            "method": group[0].run.method,
+                            "label": name,
+                            "quantity": what,
+                            "epoch": epoch + 1,
+                            **spread(at),
+                        }
+                    )
     return frame(rows, records)
 
 
@@ -158,9 +190,17 @@ def attention(records: list[Record]) -> pd.DataFrame:
     for r in records:
         for epoch, A in enumerate(r.arrays["attention"]):
             for (a, b), v in np.ndenumerate(A):
-                rows.append({"label": label(r), "seed": r.run.seed, "epoch": epoch + 1,
-                             "peer": a + 1, "source": b + 1, "attention": float(v),
-                             "asymmetry": float(v - A[b, a])})
+                rows.append(
+                    {
+                        "label": label(r),
+                        "seed": r.run.seed,
+                        "epoch": epoch + 1,
+                        "peer": a + 1,
+                        "source": b + 1,
+                        "attention": float(v),
+                        "asymmetry": float(v - A[b, a]),
+                    }
+                )
     return frame(rows, records)
 
 
@@ -169,15 +209,22 @@ def ensembles(records: list[Record]) -> pd.DataFrame:
     (the seeds' columns), both in percent, and the peers' diversity."""
     rows = []
     for name, group in grouped(records).items():
-        single = {r.run.seed: float(np.mean(r.result["top1"][: make(r.run).peers()]))
-                  for r in group}
+        single = {
+            r.run.seed: float(np.mean(r.result["top1"][: make(r.run).peers()])) for r in group
+        }
         whole = {r.run.seed: r.result["ensemble"] for r in group}
         gain = {s: whole[s] - single[s] for s in single}
-        rows.append({"method": group[0].run.method, "label": name,
-                     "single": np.mean(list(single.values())),
-                     "ensemble": np.mean(list(whole.values())),
-                     "diversity": np.mean([r.result["diversity"] for r in group]),
-                     **paired(whole, single), **spread(gain)})
+        rows.append(
+            {
+                "method": group[0].run.method,
+                "label": name,
+                "single": np.mean(list(single.values())),
+                "ensemble": np.mean(list(whole.values())),
+                "diversity": np.mean([r.result["diversity"] for r in group]),
+                **paired(whole, single),
+                **spread(gain),
+            }
+        )
     return frame(rows, records)
 
 
@@ -199,24 +246,42 @@ def correlation(records: list[Record], temperatures=(1.0, 4.0)) -> pd.DataFrame:
     seen: dict[tuple, dict[int, float]] = {}
     for r in records:
         z, t = logits(r)
-        groups = {"Teacher": t, "Students": z,
-                  "Collection": make(r.run).collect(torch.from_numpy(z)).numpy()}
+        groups = {
+            "Teacher": t,
+            "Students": z,
+            "Collection": make(r.run).collect(torch.from_numpy(z)).numpy(),
+        }
         for T in temperatures:
             for who, v in groups.items():
                 number = metrics.correlation_number(metrics.softmax(v, T)).mean()
                 seen.setdefault((T, who), {})[r.run.seed] = float(number)
-    rows = [{"T": T, "who": who, "control": "" if who == "Teacher" else "Teacher",
-             **paired(v, {} if who == "Teacher" else seen[T, "Teacher"]), **spread(v)}
-            for (T, who), v in seen.items()]
+    rows = [
+        {
+            "T": T,
+            "who": who,
+            "control": "" if who == "Teacher" else "Teacher",
+            **paired(v, {} if who == "Teacher" else seen[T, "Teacher"]),
+            **spread(v),
+        }
+        for (T, who), v in seen.items()
+    ]
     return frame(rows, records)
 
 
 def distributions(_: list[Record] | None = None) -> pd.DataFrame:
     """The two distributions that DCKD argues with: each class's probability, the entropy in nats
     and the correlation number. Computed from no run."""
-    rows = [{"distribution": name, "class": c, "p": v, "entropy": float(metrics.entropy(p)),
-             "correlation_number": int(metrics.correlation_number(p))}
-            for name, p in DISTRIBUTIONS.items() for c, v in enumerate(p)]
+    rows = [
+        {
+            "distribution": name,
+            "class": c,
+            "p": v,
+            "entropy": float(metrics.entropy(p)),
+            "correlation_number": int(metrics.correlation_number(p)),
+        }
+        for name, p in DISTRIBUTIONS.items()
+        for c, v in enumerate(p)
+    ]
     return frame(rows, [])
 
 
@@ -243,15 +308,24 @@ def reliability(records: list[Record], bins: int = 10) -> pd.DataFrame:
         sure, right = np.concatenate(sure), np.concatenate(right)
         at = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
         for b in np.unique(at):
-            rows.append({"method": group[0].run.method, "label": name, "bin": int(b),
-                         "confidence": sure[at == b].mean(), "accuracy": right[at == b].mean(),
-                         "share": float((at == b).mean()), "ece": np.mean(errors),
-                         "n": len(group)})
+            rows.append(
+                {
+                    "method": group[0].run.method,
+                    "label": name,
+                    "bin": int(b),
+                    "confidence": sure[at == b].mean(),
+                    "accuracy": right[at == b].mean(),
+                    "share": float((at == b).mean()),
+                    "ece": np.mean(errors),
+                    "n": len(group),
+                }
+            )
     return frame(rows, records)
 
 
-def class_maximum(records: list[Record], true: int | None = None, student: int = 0,
-                  tau: float | None = None) -> pd.DataFrame:
+def class_maximum(
+    records: list[Record], true: int | None = None, student: int = 0, tau: float | None = None
+) -> pd.DataFrame:
     """DCKD's Figure 2: for each class the largest probability that any test image of the class
     `true` gets for it, from the teacher and from one student, at temperature `tau`.
 
@@ -263,8 +337,10 @@ def class_maximum(records: list[Record], true: int | None = None, student: int =
     tau = tau or getattr(make(r.run), "tau", 1.0)
     (z, t), y = logits(r), test_set(r.run.data)[1]
     if t is None or not 0 <= student < len(z):
-        raise ValueError(f"run {r.id}: needs a teacher, and a student of 0 to {len(z) - 1}; "
-                         f"seen student={student}, teacher {'no' if t is None else 'yes'}")
+        raise ValueError(
+            f"run {r.id}: needs a teacher, and a student of 0 to {len(z) - 1}; "
+            f"seen student={student}, teacher {'no' if t is None else 'yes'}"
+        )
     p, q = metrics.softmax(z[student], tau), metrics.softmax(t, tau)  # (N, K)
     K = p.shape[-1]
     tops = [np.stack([v[y == c].max(0) for c in range(K)]) for v in (p, q)]  # (K, K) each
@@ -276,8 +352,18 @@ def class_maximum(records: list[Record], true: int | None = None, student: int =
     def most(of, c):
         return " ".join(map(str, of[np.argsort(-p[of, c], kind="stable")[:4]]))
 
-    rows = [{"seed": r.run.seed, "tau": tau, "true": names[true], "class": names[c],
-             "teacher": tops[1][true, c], "student": tops[0][true, c],
-             "above": tops[0][true, c] - tops[1][true, c],
-             "images": most(mine, c), "like": most(np.flatnonzero(y == c), c)} for c in range(K)]
+    rows = [
+        {
+            "seed": r.run.seed,
+            "tau": tau,
+            "true": names[true],
+            "class": names[c],
+            "teacher": tops[1][true, c],
+            "student": tops[0][true, c],
+            "above": tops[0][true, c] - tops[1][true, c],
+            "images": most(mine, c),
+            "like": most(np.flatnonzero(y == c), c),
+        }
+        for c in range(K)
+    ]
     return frame(rows, [r])

@@ -107,8 +107,10 @@ class Guess:
     def compare(self, actual: float) -> None:
         """Print guess, outcome and how far apart they are."""
         side = "the same direction" if self.value * actual > 0 else "another direction"
-        print(f"{self.question}\n  you said {self.value:+.2f} {self.unit}, it is {actual:+.2f} "
-              f"{self.unit}: {abs(actual - self.value):.2f} apart, in {side}")
+        print(
+            f"{self.question}\n  you said {self.value:+.2f} {self.unit}, it is {actual:+.2f} "
+            f"{self.unit}: {abs(actual - self.value):.2f} apart, in {side}"
+        )
 
 
 def predict(question: str, guess: float, unit: str = "points") -> Guess:

@@ -65,8 +65,9 @@ class Job:
         return self.seconds + time.monotonic() - self.started
 
 
-def _teacher(run: Run, method: Method, data, device,
-             dtype) -> tuple[Callable | None, nn.Module | None]:
+def _teacher(
+    run: Run, method: Method, data, device, dtype
+) -> tuple[Callable | None, nn.Module | None]:
     """The frozen teacher as (x, index) -> Out, and its network; its run is found in the store or
     trained first.
 
@@ -77,8 +78,10 @@ def _teacher(run: Run, method: Method, data, device,
         return None, None
     if store.find(its_run) is None:
         what = "training" if its_run.epochs else "testing"
-        store.say(f"{run.method} needs a teacher: {what} {its_run.student} "
-                  f"({its_run.method}, seed {its_run.seed}) first")
+        store.say(
+            f"{run.method} needs a teacher: {what} {its_run.student} "
+            f"({its_run.method}, seed {its_run.seed}) first"
+        )
     net, logits_only = get(its_run).model(), method.teacher_logits_only
     net = machine.faster(net, data.shape) if logits_only else net
     forward = placed(net, device)
@@ -118,12 +121,29 @@ def setup(run: Run) -> Job:
         method.build(Probe(full(forward(x)), t, data.classes, data.y, its_net))
     method.to(device)
     wanted = [*net.parameters(), *method.parameters()]
-    optimizer = torch.optim.SGD(wanted, run.lr, run.momentum, weight_decay=run.weight_decay,
-                                nesterov=run.nesterov and run.momentum > 0, fused=True)
+    optimizer = torch.optim.SGD(
+        wanted,
+        run.lr,
+        run.momentum,
+        weight_decay=run.weight_decay,
+        nesterov=run.nesterov and run.momentum > 0,
+        fused=True,
+    )
     held = method.held_out(data.y)
     pool = None if held is None else torch.ones_like(data.y).index_fill_(0, held, 0).nonzero()[:, 0]
-    job = Job(run, data, device, dtype, method, net, teacher, optimizer, forward, pool,
-              -method.first_epochs(run.epochs))
+    job = Job(
+        run,
+        data,
+        device,
+        dtype,
+        method,
+        net,
+        teacher,
+        optimizer,
+        forward,
+        pool,
+        -method.first_epochs(run.epochs),
+    )
     if run.epochs and not job.steps:
         have = len(data.y if pool is None else pool)
         raise ValueError(f"batch={run.batch}: {run.data} has {have} training images here")
@@ -142,16 +162,19 @@ def train_step(job: Job, x: Tensor, y: Tensor, index: Tensor):
         z, terms = None, job.method.first_terms(t, y, at)
     else:
         if job.method.views and run.augment != "none":
-            own = [torch.Generator().manual_seed(seed_of(draw, k))
-                   for k in range(1, job.method.peers())]
+            own = [
+                torch.Generator().manual_seed(seed_of(draw, k))
+                for k in range(1, job.method.peers())
+            ]
             x = torch.stack([x, *(job.data.batch(index, run.augment, g) for g in own)])
         with cast(job.device, job.dtype):
             s = full(job.forward(x))
         z, terms = s.logits.detach(), job.method.terms(s, y, t, at)
     values = torch.stack(list(terms.values()))
     if job.factors is None:  # they hold for the epoch: no transfer in the step
-        job.factors = torch.tensor(scales(job.method, terms, job.epoch, run.epochs),
-                                   device=job.device)
+        job.factors = torch.tensor(
+            scales(job.method, terms, job.epoch, run.epochs), device=job.device
+        )
     loss = values @ job.factors
     job.optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -189,14 +212,18 @@ def train_epoch(job: Job, stop: threading.Event, bar: tqdm) -> None:
         if stop.is_set() or time.monotonic() > job.next_save:
             save_checkpoint(job)
         if stop.is_set():
-            raise Interrupted(f"stopped at epoch {job.epoch}, step {job.step}, and saved: run the "
-                              "same again and it goes on from there")
+            raise Interrupted(
+                f"stopped at epoch {job.epoch}, step {job.step}, and saved: run the "
+                "same again and it goes on from there"
+            )
 
 
 def not_finite(job: Job, what: str, step: int) -> NotFinite:
     epoch = min(job.epoch, job.run.epochs - 1)
-    return NotFinite(f"{job.method.title}: {what} not finite at epoch {epoch}, step {step}, with "
-                     f"learning rate {lr_at(job.run, epoch):g}; a smaller lr may help")
+    return NotFinite(
+        f"{job.method.title}: {what} not finite at epoch {epoch}, step {step}, with "
+        f"learning rate {lr_at(job.run, epoch):g}; a smaller lr may help"
+    )
 
 
 def check_finite(job: Job) -> None:
@@ -241,7 +268,8 @@ def end_epoch(job: Job) -> None:
     probe = job.data.probe()
     z, y = predict(job, probe), job.data.y_test[probe].cpu().numpy()
     row = {
-        "epoch": job.epoch, "lr": lr_at(run, job.epoch),
+        "epoch": job.epoch,
+        "lr": lr_at(run, job.epoch),
         "ramp": job.method.ramp(job.epoch, run.epochs),
         "terms": {k[5:]: float(v) / n for k, v in sums.items() if k.startswith("term.")},
         "train_top1": (100 * sums["right"] / n).tolist(),
@@ -263,8 +291,11 @@ def end_epoch(job: Job) -> None:
 
 def signature(job: Job) -> list:
     """What a checkpoint must agree in with the code that goes on from it."""
-    shapes = [[k, list(v.shape)] for part in (job.students, job.method)
-              for k, v in part.state_dict().items()]
+    shapes = [
+        [k, list(v.shape)]
+        for part in (job.students, job.method)
+        for k, v in part.state_dict().items()
+    ]
     return [source_digest(type(job.method)), str(job.dtype), shapes]
 
 
@@ -273,10 +304,19 @@ def save_checkpoint(job: Job) -> None:
     check_finite(job)
     began = time.monotonic()
     arrays = {k: torch.from_numpy(np.stack(v)) for k, v in job.arrays.items()}
-    store.write_checkpoint(job.run, {
-        "fits": signature(job), "epoch": job.epoch, "step": job.step, "seconds": job.elapsed,
-        "history": job.history, "arrays": arrays, "sums": job.sums,
-        **{k: getattr(job, k).state_dict() for k in STATEFUL}})
+    store.write_checkpoint(
+        job.run,
+        {
+            "fits": signature(job),
+            "epoch": job.epoch,
+            "step": job.step,
+            "seconds": job.elapsed,
+            "history": job.history,
+            "arrays": arrays,
+            "sums": job.sums,
+            **{k: getattr(job, k).state_dict() for k in STATEFUL},
+        },
+    )
     job.next_save = time.monotonic() + max(1.0, SPARE * (time.monotonic() - began))
 
 
@@ -304,8 +344,10 @@ def finish(job: Job) -> store.Record:
     if its_run and "students_classes" not in kept:
         t = kept["students"].astype(np.float32).mean(0)  # several students: their ensemble
     elif its_run:  # the store kept only the largest logits
-        parts = [job.teacher(x, None).logits for x, _, _ in
-                 job.data.batches(False, EVAL_BATCH, "none", None)]
+        parts = [
+            job.teacher(x, None).logits
+            for x, _, _ in job.data.batches(False, EVAL_BATCH, "none", None)
+        ]
         t = torch.cat(parts).cpu().numpy()
     y, method = job.data.y_test.cpu().numpy(), job.method
     logits, z, t = store.packed(z, t, y)
@@ -314,10 +356,16 @@ def finish(job: Job) -> store.Record:
         best = max(job.history, key=lambda row: np.mean(row["probe_top1"]))
         result["best_probe"] = {"epoch": best["epoch"], "top1": best["probe_top1"]}
     meta = {
-        "method": job.method.title, "shape": list(job.data.shape), "classes": job.data.classes,
-        "class_names": list(job.data.class_names), "teacher": its_run and store.run_id(its_run),
-        "environment": machine.environment(job.device, job.dtype), "seconds": round(job.elapsed, 2),
-        "resumed_at": job.resumed_at, "history": job.history, "result": result,
+        "method": job.method.title,
+        "shape": list(job.data.shape),
+        "classes": job.data.classes,
+        "class_names": list(job.data.class_names),
+        "teacher": its_run and store.run_id(its_run),
+        "environment": machine.environment(job.device, job.dtype),
+        "seconds": round(job.elapsed, 2),
+        "resumed_at": job.resumed_at,
+        "history": job.history,
+        "result": result,
     }
     arrays = {k: np.stack(v) for k, v in job.arrays.items()}
     arrays["probe_index"] = job.data.probe()[:64].cpu().numpy()
@@ -339,17 +387,24 @@ def fit(run: Run, on_epoch: Callable[[Job], None] | None = None) -> store.Record
         if job.resumed_at is not None:
             store.say(f"{title}: going on from epoch {job.epoch}, step {job.step}")
         first = job.method.first_epochs(run.epochs)
-        with tqdm(total=(first + run.epochs) * job.steps, desc=title, unit="step",
-                  initial=(first + job.epoch) * job.steps + job.step, disable=store.quiet(),
-                  leave=False) as bar:
+        with tqdm(
+            total=(first + run.epochs) * job.steps,
+            desc=title,
+            unit="step",
+            initial=(first + job.epoch) * job.steps + job.step,
+            disable=store.quiet(),
+            leave=False,
+        ) as bar:
             while job.epoch < run.epochs:
                 train_epoch(job, stop, bar)
                 end_epoch(job)
                 if not job.history:  # the first stage
                     continue
                 row = job.history[-1]
-                bar.set_postfix(loss=f"{sum(row['terms'].values()):.2f}",
-                                top1=f"{np.mean(row['probe_top1']):.1f}")
+                bar.set_postfix(
+                    loss=f"{sum(row['terms'].values()):.2f}",
+                    top1=f"{np.mean(row['probe_top1']):.1f}",
+                )
                 store.write_progress(run, job.history)
                 if on_epoch:
                     on_epoch(job)
@@ -359,8 +414,9 @@ def fit(run: Run, on_epoch: Callable[[Job], None] | None = None) -> store.Record
         return record
 
 
-def get(run: Run, fresh: bool = False,
-        on_epoch: Callable[[Job], None] | None = None) -> store.Record:
+def get(
+    run: Run, fresh: bool = False, on_epoch: Callable[[Job], None] | None = None
+) -> store.Record:
     """The finished record of `run`: from the store where it is there, else trained now.
 
     fresh: train again and replace the stored one. Two processes that ask for one run: one
@@ -374,6 +430,8 @@ def get(run: Run, fresh: bool = False,
             if record is None or fresh:
                 return fit(run, on_epoch)
     if record.meta["code"] != source_digest(method_class(run.method)):
-        store.say(f"{run.method} (run {record.id}) was trained with other code of its class; "
-                  "fresh=True trains it again")
+        store.say(
+            f"{run.method} (run {record.id}) was trained with other code of its class; "
+            "fresh=True trains it again"
+        )
     return record

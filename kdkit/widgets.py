@@ -37,16 +37,28 @@ RANGES = {"m": (2, 8, 1), "T": (0.5, 10.0, 0.5), "tau": (0.5, 10.0, 0.5)}  # of 
 def slider(text: str, value, low, high, step) -> W.Widget:
     """A slider that acts on release; whole steps give whole numbers."""
     kind = W.IntSlider if isinstance(step, int) else W.FloatSlider
-    return kind(value=value, min=low, max=high, step=step, description=text,
-                continuous_update=False, style=WIDE)
+    return kind(
+        value=value,
+        min=low,
+        max=high,
+        step=step,
+        description=text,
+        continuous_update=False,
+        style=WIDE,
+    )
 
 
 def choice(text: str, options, value=None) -> W.ToggleButtons:
     """A button for each of the options, values or (label, value) pairs. No drop-down list:
     JupyterLab takes the arrow keys away from one."""
     given = {} if value is None else {"value": value}
-    return W.ToggleButtons(options=options, description=text, layout=W.Layout(max_width="100%"),
-                           style=WIDE | {"button_width": "auto"}, **given)
+    return W.ToggleButtons(
+        options=options,
+        description=text,
+        layout=W.Layout(max_width="100%"),
+        style=WIDE | {"button_width": "auto"},
+        **given,
+    )
 
 
 def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
@@ -62,8 +74,10 @@ def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
         with plots.look():  # one at a time: two quick changes may come on two threads
             try:
                 values = {k: c.value for k, c in controls.items()}  # rounded: 0.3, not 0.1 + 0.2
-                fig, text = draw(fig, **{k: round(v, 6) if isinstance(v, float) else v
-                                         for k, v in values.items()})
+                fig, text = draw(
+                    fig,
+                    **{k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()},
+                )
                 line.value = f"<p>{html.escape(text)}</p>"  # before the picture, which takes longer
                 picture.value = plots.html(fig, text)
             except Exception as e:
@@ -106,14 +120,22 @@ def temperature(record: Record, T: float = 4.0, image: int | None = None) -> Non
 
     def draw(fig, image, T):
         p, q = metrics.softmax(z_t[image], T), metrics.softmax(z[0, image], T)
-        text = (f"image {image}, T = {T:g}: entropy {metrics.entropy(p):.3f} (teacher), "
-                f"{metrics.entropy(q):.3f} (student) nats; classes above 1/K "
-                f"{int(metrics.correlation_number(p))} and {int(metrics.correlation_number(q))}; "
-                f"KL(teacher‖student) {_kl(p, q):.4f}, KL(student‖teacher) {_kl(q, p):.4f}")
+        text = (
+            f"image {image}, T = {T:g}: entropy {metrics.entropy(p):.3f} (teacher), "
+            f"{metrics.entropy(q):.3f} (student) nats; classes above 1/K "
+            f"{int(metrics.correlation_number(p))} and {int(metrics.correlation_number(q))}; "
+            f"KL(teacher‖student) {_kl(p, q):.4f}, KL(student‖teacher) {_kl(q, p):.4f}"
+        )
         return plots.draw_temperature(z_t[image], z[0, image], T, names, fig), text
 
-    present(panel("temperature", draw, T=slider("temperature T", T, 0.5, 20.0, 0.5),
-                 image=slider("test image", image, 0, z.shape[1] - 1, 1)))
+    present(
+        panel(
+            "temperature",
+            draw,
+            T=slider("temperature T", T, 0.5, 20.0, 0.5),
+            image=slider("test image", image, 0, z.shape[1] - 1, 1),
+        )
+    )
 
 
 def attention(record: Record) -> None:
@@ -125,10 +147,13 @@ def attention(record: Record) -> None:
     def draw(fig, epoch):
         a = A[epoch - 1].astype(float)
         gap = np.abs(a - a.T).max()
-        taught = "; ".join(f"peer {i} learns most from peer {row.argmax() + 1} ({row.max():.2f})"
-                           for i, row in enumerate(a, 1))
+        taught = "; ".join(
+            f"peer {i} learns most from peer {row.argmax() + 1} ({row.max():.2f})"
+            for i, row in enumerate(a, 1)
+        )
         return plots.draw_matrices([(f"epoch {epoch}", a)], fig), (
-            f"epoch {epoch}: {taught}; largest asymmetry |A - Aᵀ| {gap:.3f}")
+            f"epoch {epoch}: {taught}; largest asymmetry |A - Aᵀ| {gap:.3f}"
+        )
 
     present(panel("attention", draw, epoch=slider("epoch", len(A), 1, len(A), 1)))
 
@@ -149,18 +174,28 @@ def collection(record: Record, image: int | None = None) -> None:
         m = DCKD(m=len(z), collection=kind).collect(one)[student - 1, 0].numpy()
         p, q = metrics.softmax(z[student - 1, image], tau), metrics.softmax(m, tau)
         kl = _kl(p, q) if reverse else _kl(q, p)
-        text = (f"image {image}, tau = {tau:g}: student {student} receives {kind}; "
-                f"{'reverse' if reverse else 'forward'} KL {kl:.4f}; classes above 1/K "
-                f"{int(metrics.correlation_number(q))} in the collection, "
-                f"{int(metrics.correlation_number(p))} in the student")
+        text = (
+            f"image {image}, tau = {tau:g}: student {student} receives {kind}; "
+            f"{'reverse' if reverse else 'forward'} KL {kl:.4f}; classes above 1/K "
+            f"{int(metrics.correlation_number(q))} in the collection, "
+            f"{int(metrics.correlation_number(p))} in the student"
+        )
         return plots.draw_collection(z[:, image], m, student - 1, tau, names, fig), text
 
-    present(panel("collection", draw, image=slider("test image", image, 0, z.shape[1] - 1, 1),
-                 student=slider("student", 1, 1, len(z), 1),
-                 kind=choice("collection", [("logit max", "lmax"), ("probability max", "pmax"),
-                                            ("average", "avg")]),
-                 reverse=W.Checkbox(value=True, description="reverse KL", style=WIDE),
-                 tau=slider("temperature tau", 2.0, 0.5, 10.0, 0.5)))
+    present(
+        panel(
+            "collection",
+            draw,
+            image=slider("test image", image, 0, z.shape[1] - 1, 1),
+            student=slider("student", 1, 1, len(z), 1),
+            kind=choice(
+                "collection",
+                [("logit max", "lmax"), ("probability max", "pmax"), ("average", "avg")],
+            ),
+            reverse=W.Checkbox(value=True, description="reverse KL", style=WIDE),
+            tau=slider("temperature tau", 2.0, 0.5, 10.0, 0.5),
+        )
+    )
 
 
 def class_map(record: Record, tau: float = 4.0) -> None:
@@ -172,15 +207,30 @@ def class_map(record: Record, tau: float = 4.0) -> None:
     def draw(fig, of, peak, tau):
         table = tables.class_maximum([record], of, 0, tau)
         p, q, behind = table.loc[peak, ["student", "teacher", "images"]]
-        text = (f"largest p({names[peak]}) over the {(y == of).sum()} images of {names[of]}, tau = "
-                f"{tau:g}: student {p:.3f}, teacher {q:.3f}; test images "
-                f"{behind.replace(' ', ', ')}")
-        return plots.draw_class_map(table["student"], table["teacher"], of, peak,
-                                    x[[int(i) for i in behind.split()]], names, fig=fig), text
+        text = (
+            f"largest p({names[peak]}) over the {(y == of).sum()} images of {names[of]}, tau = "
+            f"{tau:g}: student {p:.3f}, teacher {q:.3f}; test images "
+            f"{behind.replace(' ', ', ')}"
+        )
+        return plots.draw_class_map(
+            table["student"],
+            table["teacher"],
+            of,
+            peak,
+            x[[int(i) for i in behind.split()]],
+            names,
+            fig=fig,
+        ), text
 
-    present(panel("class-map", draw, of=choice("class", pairs),
-                  peak=choice("peak", pairs, 6 % len(names)),
-                 tau=slider("temperature tau", tau, 0.5, 10.0, 0.5)))
+    present(
+        panel(
+            "class-map",
+            draw,
+            of=choice("class", pairs),
+            peak=choice("peak", pairs, 6 % len(names)),
+            tau=slider("temperature tau", tau, 0.5, 10.0, 0.5),
+        )
+    )
 
 
 def paper_tables(which: str = "okddip:2", **changes) -> None:
@@ -213,9 +263,11 @@ def _cells(told: list[dict], **changes) -> str:
     table = pd.DataFrame(rows, columns=runs.TOLD).set_index(["row", "column"])
     text = table.rename_axis([None] * 2).to_html(border=0)
     text = text.replace("<td>not run", '<td style="opacity:.6">not run')
-    return (f'<p>{html.escape(runs.heading(told, **changes))}</p><div tabindex="0" '
-            f'style="max-height:36em; overflow:auto">{text}</div>'
-            f'<ol>{"".join(f"<li>{html.escape(n)}</li>" for n in notes)}</ol>')
+    return (
+        f'<p>{html.escape(runs.heading(told, **changes))}</p><div tabindex="0" '
+        f'style="max-height:36em; overflow:auto">{text}</div>'
+        f"<ol>{''.join(f'<li>{html.escape(n)}</li>' for n in notes)}</ol>"
+    )
 
 
 def knobs(method: str) -> dict[str, W.Widget]:
@@ -262,8 +314,13 @@ class Trainer:
         self.go = W.Button(description="Train", tooltip="train this run in another process")
         self.halt = W.Button(description="Stop", tooltip="stop and save", disabled=True)
         self.bar, self.note, self.curve = W.IntProgress(description="epochs"), W.HTML(), W.HTML()
-        for key, part in (("train", self.go), ("stop", self.halt), ("bar", self.bar),
-                          ("note", self.note), ("curve", self.curve)):
+        for key, part in (
+            ("train", self.go),
+            ("stop", self.halt),
+            ("bar", self.bar),
+            ("note", self.note),
+            ("curve", self.curve),
+        ):
             part.add_class(f"kd-lab-{key}")
         self.go.on_click(lambda _: self.start())
         self.halt.on_click(lambda _: self.stop())
@@ -324,11 +381,13 @@ def ablation_lab(lab: Lab, method: str = "") -> None:
         trainer.offer(run, record is not None)
         if record is None:
             return plots.draw_progress([], "not trained yet", fig), (
-                f"run {store.run_id(run)} is not in the store: train it, or turn a knob back")
+                f"run {store.run_id(run)} is not in the store: train it, or turn a knob back"
+            )
         text = f"{plots.label(record)}: {record.result['top1_deployed']:.2f} %"
         against = make(run).control()
-        control = against and store.find(lab.run(method=against[0].name, seed=run.seed,
-                                                 **against[1]))
+        control = against and store.find(
+            lab.run(method=against[0].name, seed=run.seed, **against[1])
+        )
         if control:
             gap = record.result["top1_deployed"] - control.result["top1_deployed"]
             text += f", {gap:+.2f} points against {plots.label(control)} (one seed)"

@@ -29,8 +29,13 @@ def apart(tmp_path_factory):
     $KDKIT_TEST_FOLDER, which `make test` gives to all its sessions, where it is set."""
     given = os.environ.get("KDKIT_TEST_FOLDER")
     folder = Path(given) if given else tmp_path_factory.mktemp("session")
-    ours = {"KDKIT_RUNS": str(folder / "runs"), "KDKIT_FIGURES": str(folder / "figures"),
-            "KDKIT_PRESET": "smoke", "KDKIT_BATCH": "1", "OMP_NUM_THREADS": "1"}
+    ours = {
+        "KDKIT_RUNS": str(folder / "runs"),
+        "KDKIT_FIGURES": str(folder / "figures"),
+        "KDKIT_PRESET": "smoke",
+        "KDKIT_BATCH": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     before = {k: os.environ.get(k) for k in [*ours, "KDKIT_SEEDS"]}
     os.environ.pop("KDKIT_SEEDS", None)
     os.environ.update(ours)
@@ -50,6 +55,7 @@ def runs(tmp_path, monkeypatch):
 @pytest.fixture
 def call(capsys):
     """call(*args): (exit code, standard output, lines of standard error) of the command line."""
+
     def run(*args):
         capsys.readouterr()
         try:
@@ -58,4 +64,5 @@ def call(capsys):
             code = e.code
         said = capsys.readouterr()
         return code, said.out, said.err.splitlines()
+
     return run

@@ -28,16 +28,19 @@ def bench():
 
 @pytest.fixture
 def tiny():
-    return argparse.Namespace(images=100, batch=4, student="resnet8", teacher="resnet8", threads=1,
-                              compile=False)
+    return argparse.Namespace(
+        images=100, batch=4, student="resnet8", teacher="resnet8", threads=1, compile=False
+    )
 
 
 def test_json():
-    asked = "--json --case okddip --steps 1 --turns 1 --threads 1 --batch 4 --images 8 " \
-            "--student resnet8"
+    asked = (
+        "--json --case okddip --steps 1 --turns 1 --threads 1 --batch 4 --images 8 "
+        "--student resnet8"
+    )
     done = subprocess.run([sys.executable, FILE, *asked.split()], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    row, = json.loads(done.stdout)["cases"]
+    (row,) = json.loads(done.stdout)["cases"]
     assert set(row) == KEYS and row.pop("name") == "okddip"
     assert all(math.isfinite(v) and v > 0 for v in row.values())
     assert row["ratio"] == pytest.approx(row["kdkit_img_s"] / row["plain_img_s"])
@@ -73,9 +76,14 @@ def test_a_step_of_each_loop(bench, tiny, case):
     assert 0 < bench.kernel_share(loop) < 1
 
 
-@pytest.mark.parametrize("wrong, said", [("--steps 0", "--steps 0: must be at least 1"),
-                                         ("--images 8", "must be at least the batch, 128"),
-                                         ("--case none", "invalid choice: 'none'")])
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ("--steps 0", "--steps 0: must be at least 1"),
+        ("--images 8", "must be at least the batch, 128"),
+        ("--case none", "invalid choice: 'none'"),
+    ],
+)
 def test_refuses(bench, monkeypatch, capsys, wrong, said):
     monkeypatch.setattr(sys, "argv", ["train_step.py", *wrong.split()])
     with pytest.raises(SystemExit):

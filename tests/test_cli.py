@@ -15,10 +15,26 @@ from kdkit.config import preset
 from kdkit.methods import methods
 
 TINY = ["--preset", "smoke", "--set", "epochs=1", "--set", "n_train=100"]
-KEYS = {"id", "method", "preset", "seed", "epochs", "threads", "precision", "top1", "top1_deployed",
-        "ensemble", "diversity", "correlation_number", "seconds", "from_store", "resumed_at",
-        "record", "weights_sha256"}
-OWN = '''
+KEYS = {
+    "id",
+    "method",
+    "preset",
+    "seed",
+    "epochs",
+    "threads",
+    "precision",
+    "top1",
+    "top1_deployed",
+    "ensemble",
+    "diversity",
+    "correlation_number",
+    "seconds",
+    "from_store",
+    "resumed_at",
+    "record",
+    "weights_sha256",
+}
+OWN = """
 from kdkit.losses import ce
 from kdkit.methods import Method
 
@@ -31,40 +47,43 @@ class Half(Method):
 
     def terms(self, s, y, t, step):
         return {"ce": ce(s.logits, y) * self.half}
-'''
+"""
 
 
-@pytest.mark.parametrize("args, says", [
-    ("", "train, sweep"),
-    ("trian kd", "did you mean train?"),
-    ("train", "METHOD"),
-    ("train kdd", "did you mean kd"),
-    ("train kd kd", "'kd'"),
-    ("train kd --sed 1", "did you mean --seed"),
-    ("train kd --seed x", "'x'"),
-    ("train kd --seed -1", "at least 0"),
-    ("train kd --preset smok", "did you mean smoke?"),
-    ("train kd --set Tt=1", "did you mean T"),
-    ("train kd --set T", "field=value"),
-    ("train kd --set T=x", "float"),
-    ("train kd --set T=0", "> 0"),
-    ("train kd --set epochs=0", "at least 1"),
-    ("train kd --set method=kd", "unknown field"),
-    ("train kd --student resnet9", "did you mean resnet8"),
-    ("train kd --teacher resnet9", "did you mean resnet8"),
-    ("train baseline --teacher resnet9", "did you mean resnet8"),
-    ("train kd --data cifar", "did you mean cifar10"),
-    ("train dckd --student resnet8,resnet8", "3 student"),
-    ("train kd --module nowhere.py", "nowhere.py"),
-    ("sweep kdd", "did you mean kd"),
-    ("sweep kd --seeds 0", "above 0"),
-    ("sweep kd --workers 0", "at least 1"),
-    ("sweep baseline kd --set T=2", "unknown field of baseline"),
-    ("figures --only accuracyy", "figure"),
-    ("figures --preset lessn", "did you mean lesson?"),
-    ("data cifar1", "did you mean cifar10"),
-    ("list method", "did you mean methods"),
-])
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        ("", "train, sweep"),
+        ("trian kd", "did you mean train?"),
+        ("train", "METHOD"),
+        ("train kdd", "did you mean kd"),
+        ("train kd kd", "'kd'"),
+        ("train kd --sed 1", "did you mean --seed"),
+        ("train kd --seed x", "'x'"),
+        ("train kd --seed -1", "at least 0"),
+        ("train kd --preset smok", "did you mean smoke?"),
+        ("train kd --set Tt=1", "did you mean T"),
+        ("train kd --set T", "field=value"),
+        ("train kd --set T=x", "float"),
+        ("train kd --set T=0", "> 0"),
+        ("train kd --set epochs=0", "at least 1"),
+        ("train kd --set method=kd", "unknown field"),
+        ("train kd --student resnet9", "did you mean resnet8"),
+        ("train kd --teacher resnet9", "did you mean resnet8"),
+        ("train baseline --teacher resnet9", "did you mean resnet8"),
+        ("train kd --data cifar", "did you mean cifar10"),
+        ("train dckd --student resnet8,resnet8", "3 student"),
+        ("train kd --module nowhere.py", "nowhere.py"),
+        ("sweep kdd", "did you mean kd"),
+        ("sweep kd --seeds 0", "above 0"),
+        ("sweep kd --workers 0", "at least 1"),
+        ("sweep baseline kd --set T=2", "unknown field of baseline"),
+        ("figures --only accuracyy", "figure"),
+        ("figures --preset lessn", "did you mean lesson?"),
+        ("data cifar1", "did you mean cifar10"),
+        ("list method", "did you mean methods"),
+    ],
+)
 def test_wrong_input_is_exit_2_and_one_line(args, says, runs, call):
     code, out, err = call(*args.split())
     assert (code, out, len(err)) == (2, "", 1)
@@ -84,8 +103,9 @@ def test_missing_data_is_exit_2_and_names_the_command(runs, call, monkeypatch, t
     assert "python -m kdkit data cifar100" in err[0] and "cifar-100-python" in err[0]
 
 
-@pytest.mark.parametrize("what, known", [
-    ("methods", methods), ("models", models.models), ("datasets", data.datasets)])
+@pytest.mark.parametrize(
+    "what, known", [("methods", methods), ("models", models.models), ("datasets", data.datasets)]
+)
 def test_list_gives_one_name_a_line(what, known, call):
     code, out, err = call("list", what)
     assert (code, err) == (0, []) and out.splitlines() == list(known())
@@ -123,11 +143,13 @@ def test_a_method_of_the_learners_own(runs, tmp_path, call):
     file.write_text(OWN)
     shell = [sys.executable, "-m", "kdkit"]
     asked = ["half", *TINY, "--module", str(file)]
-    done = subprocess.run([*shell, "train", *asked, "--set", "half=0.25", "--json"],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [*shell, "train", *asked, "--set", "half=0.25", "--json"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and json.loads(done.stdout)["method"] == "half", done.stderr
-    done = subprocess.run([*shell, "sweep", *asked, "--workers", "1"], capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [*shell, "sweep", *asked, "--workers", "1"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and "1 runs are stored" in done.stdout, done.stderr
     code, out, _ = call("runs")  # where the method is not known
     assert code == 0 and out.count("Half the loss") == 2
@@ -155,8 +177,11 @@ def test_plan_puts_a_teacher_first_and_once(runs):
     order = list(jobs)
     assert len(order) == 6  # four runs, kd's teacher, edckd's own
     for key, job in jobs.items():
-        assert job.needs and all(order.index(n) < order.index(key) for n in job.needs) or (
-            job.order["run"]["method"] in ("baseline", "dckd"))
+        assert (
+            job.needs
+            and all(order.index(n) < order.index(key) for n in job.needs)
+            or (job.order["run"]["method"] in ("baseline", "dckd"))
+        )
 
 
 def test_sweep_goes_on_after_a_failure_and_reports_it(runs, capsys):
@@ -176,8 +201,19 @@ def children(pid):
 
 def stopped_sweep(runs, number):
     """Start a sweep of one long run, send it a signal when it has a checkpoint; its exit code."""
-    shell = [sys.executable, "-m", "kdkit", "sweep", "baseline", "--preset", "smoke",
-             "--set", "epochs=500", "--workers", "1"]
+    shell = [
+        sys.executable,
+        "-m",
+        "kdkit",
+        "sweep",
+        "baseline",
+        "--preset",
+        "smoke",
+        "--set",
+        "epochs=500",
+        "--workers",
+        "1",
+    ]
     process = subprocess.Popen(shell, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
     while not list(runs.glob("*/checkpoint.pt")) and time.monotonic() < until:

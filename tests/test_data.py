@@ -38,9 +38,18 @@ def seeded(seed=0):
 def tiny(n=40, m=20, classes=5, shape=(3, 32, 32), seed=1):
     g = seeded(seed)
     draw = lambda k: torch.randint(256, (k, *shape), dtype=torch.uint8, generator=g)  # noqa: E731
-    return kd.Data("tiny", classes, shape, draw(n), torch.arange(n) % classes, draw(m),
-                   torch.arange(m) % classes, (0.4, 0.5, 0.6)[: shape[0]],
-                   (0.2, 0.25, 0.3)[: shape[0]], tuple("abcde"))
+    return kd.Data(
+        "tiny",
+        classes,
+        shape,
+        draw(n),
+        torch.arange(n) % classes,
+        draw(m),
+        torch.arange(m) % classes,
+        (0.4, 0.5, 0.6)[: shape[0]],
+        (0.2, 0.25, 0.3)[: shape[0]],
+        tuple("abcde"),
+    )
 
 
 def script():
@@ -53,8 +62,12 @@ def script():
 
 def write_idx(folder, n_train=60, n_test=30, zipped=True):
     rng = np.random.default_rng(0)
-    arrays = [rng.integers(0, 256, (n_train, 28, 28)), np.arange(n_train) % 10,
-              rng.integers(0, 256, (n_test, 28, 28)), np.arange(n_test) % 10]
+    arrays = [
+        rng.integers(0, 256, (n_train, 28, 28)),
+        np.arange(n_train) % 10,
+        rng.integers(0, 256, (n_test, 28, 28)),
+        np.arange(n_test) % 10,
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     for name, a in zip(files.IDX, arrays, strict=True):
         raw = struct.pack(f">HBB{a.ndim}I", 0, 8, a.ndim, *a.shape) + a.astype(np.uint8).tobytes()
@@ -172,10 +185,11 @@ def test_lesson_val_shares_no_image_with_the_lesson(elsewhere, monkeypatch):
     y = torch.arange(60_000) % 10
     rest = torch.ones(60_000, dtype=bool).index_fill_(0, index, False)
     y[index] = lesson.y
-    y[rest] = (torch.arange(55_000) % 10)
+    y[rest] = torch.arange(55_000) % 10
     x = torch.zeros(60_000, 1, 28, 28, dtype=torch.uint8)
-    x.view(60_000, -1)[:, :3] = torch.stack([torch.arange(60_000) // k % 256
-                                             for k in (1, 256, 65536)], 1).to(torch.uint8)
+    x.view(60_000, -1)[:, :3] = torch.stack(
+        [torch.arange(60_000) // k % 256 for k in (1, 256, 65536)], 1
+    ).to(torch.uint8)
     x[index] = lesson.x
     write_idx(elsewhere / "data")
     monkeypatch.setattr(kd, "read_fashion", lambda folder: (x, y, x[:10], y[:10]))
@@ -204,10 +218,13 @@ def test_augmented_equals_torchvision_at_the_same_offsets(augment, shape):
         flips = torch.randint(1 + ("flip" in augment), (64,), generator=g)
         assert not pad or set(offset.flatten().tolist()) == set(range(9))
         assert flips.any() == ("flip" in augment) and not flips.all()
-        cut = [TF.crop(TF.pad(a, [pad] * 4), int(i), int(j), *shape[1:])
-               for a, i, j in zip(x, *offset, strict=True)]
-        want = torch.stack([TF.horizontal_flip(a) if f else a
-                            for a, f in zip(cut, flips, strict=True)])
+        cut = [
+            TF.crop(TF.pad(a, [pad] * 4), int(i), int(j), *shape[1:])
+            for a, i, j in zip(x, *offset, strict=True)
+        ]
+        want = torch.stack(
+            [TF.horizontal_flip(a) if f else a for a, f in zip(cut, flips, strict=True)]
+        )
     assert got.equal(want) and got.dtype == torch.uint8
 
 
@@ -230,8 +247,13 @@ def test_normalise_equals_torchvision():
     assert got.dtype == torch.float32
     assert got.equal(TF.normalize(first, list(d.mean), list(d.std)))
     second = TF.to_dtype(d.x, torch.float32, scale=True)
-    torch.testing.assert_close(got, TF.normalize(second, list(d.mean), list(d.std)),
-                               rtol=1e-5, atol=1e-6, check_stride=False)
+    torch.testing.assert_close(
+        got,
+        TF.normalize(second, list(d.mean), list(d.std)),
+        rtol=1e-5,
+        atol=1e-6,
+        check_stride=False,
+    )
     assert got.is_contiguous(memory_format=torch.channels_last)
     assert d.normalise(d.x, torch.contiguous_format).is_contiguous()
     grey = tiny(shape=(1, 28, 28))
@@ -246,8 +268,9 @@ def epoch(d, generator, augment="crop_flip", batch=8, **more):
 
 
 def same(a, b):
-    return len(a) == len(b) and all(u.equal(v) for s, t in zip(a, b, strict=True)
-                                    for u, v in zip(s, t, strict=True))
+    return len(a) == len(b) and all(
+        u.equal(v) for s, t in zip(a, b, strict=True) for u, v in zip(s, t, strict=True)
+    )
 
 
 def test_training_epoch():
@@ -295,21 +318,27 @@ def test_evaluation_is_in_order_and_draws_nothing():
     assert torch.cat([i for *_, i in steps]).tolist() == list(range(20))
     assert torch.cat([x for x, *_ in steps]).equal(d.normalise(d.x_test))
     assert torch.cat([y for _, y, _ in d.batches(False, 8, "none", None, start=1)]).equal(
-        d.y_test[8:])
+        d.y_test[8:]
+    )
 
 
 def test_subset():
     d, some = tiny(), torch.tensor([3, 5, 19])
-    (x, y, index), = d.batches(False, 10, "none", None, subset=some)
+    ((x, y, index),) = d.batches(False, 10, "none", None, subset=some)
     assert index.equal(some) and y.equal(d.y_test[some]) and x.equal(d.normalise(d.x_test[some]))
     kept = torch.arange(0, 40, 2)
     index = torch.cat([i for *_, i in epoch(d, seeded(), batch=10, subset=kept)])
     assert index.sort().values.equal(kept)
 
 
-@pytest.mark.parametrize(("batch", "augment", "said"), [
-    (0, "none", "1 to 40"), (41, "none", "1 to 40"),
-    (8, "mixup", "unknown augment 'mixup': known: none, flip, crop, crop_flip")])
+@pytest.mark.parametrize(
+    ("batch", "augment", "said"),
+    [
+        (0, "none", "1 to 40"),
+        (41, "none", "1 to 40"),
+        (8, "mixup", "unknown augment 'mixup': known: none, flip, crop, crop_flip"),
+    ],
+)
 def test_batches_refuses(batch, augment, said):
     with pytest.raises(ValueError, match=said):
         tiny().batches(True, batch, augment, seeded())
@@ -345,8 +374,16 @@ def test_interleave_with_uneven_classes():
 
 
 def test_datasets_and_unknown_name():
-    assert kd.datasets() == ("lesson", "lesson_few", "lesson_val", "fashion_mnist",
-                             "fashion_mnist32", "cifar10", "cifar100", "imagenet")
+    assert kd.datasets() == (
+        "lesson",
+        "lesson_few",
+        "lesson_val",
+        "fashion_mnist",
+        "fashion_mnist32",
+        "cifar10",
+        "cifar100",
+        "imagenet",
+    )
     for door in (kd.load, kd.download):
         said = "unknown data set 'mnist': .*known: lesson, lesson_few"
         with pytest.raises(ValueError, match=said):
@@ -359,10 +396,15 @@ def test_n_train_out_of_range(n):
         kd.load("lesson", n_train=n)
 
 
-@pytest.mark.parametrize(("name", "family", "file"), [
-    ("lesson_val", "fashion_mnist", "train-images-idx3-ubyte"),
-    ("fashion_mnist32", "fashion_mnist", "t10k-labels-idx1-ubyte"),
-    ("cifar10", "cifar10", "data_batch_5"), ("cifar100", "cifar100", "test")])
+@pytest.mark.parametrize(
+    ("name", "family", "file"),
+    [
+        ("lesson_val", "fashion_mnist", "train-images-idx3-ubyte"),
+        ("fashion_mnist32", "fashion_mnist", "t10k-labels-idx1-ubyte"),
+        ("cifar10", "cifar10", "data_batch_5"),
+        ("cifar100", "cifar100", "test"),
+    ],
+)
 def test_missing_data_says_what_where_and_how(elsewhere, monkeypatch, name, family, file):
     monkeypatch.setenv("KDKIT_DATA", str(elsewhere / "mine"))
     with pytest.raises(files.MissingData) as e:
@@ -431,7 +473,7 @@ def test_small_cifar_files(tmp_path, name, protocol):
         d = kd.load(name, root=root)
     parts = [v for k, v in made.items() if not k.startswith("test")]
     x = np.concatenate([v[0] for v in parts]).reshape(-1, 3, 32, 32)
-    (test_x, test_y), = (v for k, v in made.items() if k.startswith("test"))
+    ((test_x, test_y),) = (v for k, v in made.items() if k.startswith("test"))
     assert (d.x.numpy() == x).all() and d.y.tolist() == [y for v in parts for y in v[1]]
     assert (d.x_test.numpy() == test_x.reshape(-1, 3, 32, 32)).all()
     assert d.y_test.tolist() == test_y and d.class_names == tuple(names)
@@ -442,12 +484,20 @@ def test_cifar_as_python_2_wrote_it(tmp_path):
     """The published files hold Python 2 text where Python 3 writes bytes."""
     x = np.arange(2 * 3072, dtype=np.uint8).reshape(2, 3072)
     raw, short = x.tobytes(), lambda t: b"U" + bytes([len(t)]) + t  # SHORT_BINSTRING
-    array = (b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + short(b"b")
-             + b"\x87R(K\x01K\x02M\0\x0c\x86cnumpy\ndtype\n" + short(b"u1")
-             + b"K\0K\x01\x87R(K\x03" + short(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
-             + b"\x89T" + struct.pack("<I", len(raw)) + raw + b"tb")
-    content = (b"\x80\x02}(" + short(b"data") + array + short(b"fine_labels")
-               + b"](K\x03K\x63eu.")
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85"
+        + short(b"b")
+        + b"\x87R(K\x01K\x02M\0\x0c\x86cnumpy\ndtype\n"
+        + short(b"u1")
+        + b"K\0K\x01\x87R(K\x03"
+        + short(b"|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+        + b"\x89T"
+        + struct.pack("<I", len(raw))
+        + raw
+        + b"tb"
+    )
+    content = b"\x80\x02}(" + short(b"data") + array + short(b"fine_labels") + b"](K\x03K\x63eu."
     assert (pickle.loads(content, encoding="latin1")["data"] == x).all()  # noqa: S301, as intended
     folder, *_ = write_cifar(tmp_path, "cifar100")
     (folder / "train").write_bytes(content)
@@ -468,8 +518,12 @@ class Evil:
 def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path, protocol):
     folder, *_ = write_cifar(tmp_path, "cifar100")
     mark = tmp_path / "ran"
-    for evil in (Evil(os.system, f"touch {mark}"), Evil(eval, f"open({str(mark)!r}, 'w')"),
-                 Evil(Path.touch, mark), Evil(np.load, str(mark))):
+    for evil in (
+        Evil(os.system, f"touch {mark}"),
+        Evil(eval, f"open({str(mark)!r}, 'w')"),
+        Evil(Path.touch, mark),
+        Evil(np.load, str(mark)),
+    ):
         for content in (evil, {"data": evil, "fine_labels": []}):
             (folder / "train").write_bytes(pickle.dumps(content, protocol))
             with pytest.raises(ValueError, match="train: refused.*allowed are plain arrays") as e:
@@ -478,18 +532,28 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path, protocol):
 
 
 @pytest.mark.filterwarnings("ignore:.*not the published file")
-@pytest.mark.parametrize(("content", "said"), [
-    ([1, 2], "holds a list"),
-    ({"fine_labels": [1]}, "allowed are .n, 3072. bytes"),
-    ({"data": "pixels", "fine_labels": [1]}, "allowed are .n, 3072. bytes"),
-    ({"data": np.zeros((2, 3072), np.uint8)}, "allowed are .n, 3072. bytes"),
-    ({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [1]}, r"labels \(1,\)"),
-    ({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [1, .5]}, "whole numbers"),
-    ({"data": np.zeros((2, 3071), np.uint8), "fine_labels": [1, 2]}, r"data \(2, 3071\)"),
-    ({"data": np.zeros((2, 3072), np.int64), "fine_labels": [1, 2]}, "array of i8"),
-    ({"data": np.array([None]), "fine_labels": [1]}, "array of O8"),
-    ({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [1, 100]}, "labels 1 to 100, allowed"),
-    ({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [-1, 9]}, "labels -1 to 9, allowed")])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([1, 2], "holds a list"),
+        ({"fine_labels": [1]}, "allowed are .n, 3072. bytes"),
+        ({"data": "pixels", "fine_labels": [1]}, "allowed are .n, 3072. bytes"),
+        ({"data": np.zeros((2, 3072), np.uint8)}, "allowed are .n, 3072. bytes"),
+        ({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [1]}, r"labels \(1,\)"),
+        ({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [1, 0.5]}, "whole numbers"),
+        ({"data": np.zeros((2, 3071), np.uint8), "fine_labels": [1, 2]}, r"data \(2, 3071\)"),
+        ({"data": np.zeros((2, 3072), np.int64), "fine_labels": [1, 2]}, "array of i8"),
+        ({"data": np.array([None]), "fine_labels": [1]}, "array of O8"),
+        (
+            {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [1, 100]},
+            "labels 1 to 100, allowed",
+        ),
+        (
+            {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [-1, 9]},
+            "labels -1 to 9, allowed",
+        ),
+    ],
+)
 def test_wrong_cifar_content(tmp_path, content, said):
     folder, *_ = write_cifar(tmp_path, "cifar100")
     (folder / "train").write_bytes(pickle.dumps(content, 2))
@@ -525,6 +589,7 @@ def test_n_train_is_balanced_for_other_sets(tmp_path):
 def test_download_goes_through_torchvision(elsewhere, monkeypatch, capsys):
     """No network: torchvision's one function is replaced by one that makes small files."""
     from torchvision.datasets import utils
+
     asked = []
 
     def fake(url, root, md5):
@@ -539,8 +604,11 @@ def test_download_goes_through_torchvision(elsewhere, monkeypatch, capsys):
     assert kd.load("cifar100").classes == 100
     assert kd.download("cifar100") == there and len(asked) == 1  # what is there is left alone
     monkeypatch.setenv("KDKIT_DATA", str(elsewhere / "mine"))
-    monkeypatch.setattr(utils, "download_and_extract_archive",
-                        lambda url, root, md5: write_idx(Path(root)) and asked.append((url, md5)))
+    monkeypatch.setattr(
+        utils,
+        "download_and_extract_archive",
+        lambda url, root, md5: write_idx(Path(root)) and asked.append((url, md5)),
+    )
     assert kd.download("lesson_val") == elsewhere / "mine" / "FashionMNIST" / "raw"
     assert [md5 for _, md5 in asked[1:]] == [md5 for _, md5 in tv.FashionMNIST.resources]
 
@@ -567,15 +635,22 @@ def test_imagenet_attributes_and_validation_images(tree):
     assert (d.name, d.classes, d.shape) == ("imagenet", 2, (3, 224, 224))
     assert d.class_names == ("n01", "n02") and d.y.tolist() == [0] * 7 + [1] * 6
     assert len(d.x) == 13 and len(d.x_test) == 4 and d.probe(2).tolist() == [0, 2]
-    whole = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.ToImage(),
-                        v2.ToDtype(torch.float32, scale=True), v2.Normalize(d.mean, d.std)])
+    whole = v2.Compose(
+        [
+            v2.Resize(256),
+            v2.CenterCrop(224),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(d.mean, d.std),
+        ]
+    )
     want = torch.stack([x for x, _ in tv.ImageFolder(tree / "val", whole)])
     steps = list(d.batches(False, 3, "none", None))
     got = torch.cat([x for x, *_ in steps])
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6, check_stride=False)
     assert torch.cat([y for _, y, _ in steps]).equal(d.y_test)
     assert torch.cat([i for *_, i in steps]).tolist() == [0, 1, 2, 3]
-    (x, _, i), = d.batches(False, 3, "none", None, subset=torch.tensor([1, 3]))
+    ((x, _, i),) = d.batches(False, 3, "none", None, subset=torch.tensor([1, 3]))
     assert x.equal(got[[1, 3]]) and i.tolist() == [1, 3]
 
 

@@ -41,14 +41,20 @@ def lone(*maps, D=3):
 
 # ---- shapes ----
 
+
 def test_the_tables_have_thirteen_pairs():
     assert len(PAIRS) == 13
 
 
-@pytest.mark.parametrize("teacher, student, shape", [
-    *((t, s, (3, 32, 32)) for t, s in PAIRS), ("resnet8", "resnet8_w0.5", (1, 28, 28)),
-    ("resnet34_imagenet", "resnet18_imagenet", (3, 224, 224)),
-], ids=str)
+@pytest.mark.parametrize(
+    "teacher, student, shape",
+    [
+        *((t, s, (3, 32, 32)) for t, s in PAIRS),
+        ("resnet8", "resnet8_w0.5", (1, 28, 28)),
+        ("resnet34_imagenet", "resnet18_imagenet", (3, 224, 224)),
+    ],
+    ids=str,
+)
 def test_every_pair_of_the_papers_works(teacher, student, shape):
     """Shapes alone, so nothing is computed: layers are made from the probe and get a gradient."""
     with torch.device("meta"):
@@ -65,8 +71,9 @@ def test_every_pair_of_the_papers_works(teacher, student, shape):
             used = {FitNet: f[2:3], FT: f[-1:], OFD: pre[1:]}.get(cls, f[1:])
             assert all(v.grad.shape == v.shape for v in used)
             assert sum(v.grad is not None for v in (*f, *pre)) == len(used)  # and no other
-            frozen = {k for k, v in method.named_children()
-                      if any(p.grad is None for p in v.parameters())}
+            frozen = {
+                k for k, v in method.named_children() if any(p.grad is None for p in v.parameters())
+            }
             assert frozen == ({"encoder", "decoder"} if cls is FT else set())
 
 
@@ -80,8 +87,10 @@ def test_maps_in_half_precision_come_in(cls):
     exact = method.terms(s, y, t, STEP)
 
     def rounded(o, grad=False):
-        feats, preacts = ([f.detach().bfloat16().requires_grad_(grad) for f in maps]
-                          for maps in (o.feats, o.preacts))
+        feats, preacts = (
+            [f.detach().bfloat16().requires_grad_(grad) for f in maps]
+            for maps in (o.feats, o.preacts)
+        )
         return o._replace(feats=tuple(feats), preacts=tuple(preacts))
 
     s = rounded(s, grad=True)
@@ -107,12 +116,20 @@ def test_unequal_numbers_of_stages_are_refused(cls):
 
 # ---- FitNet ----
 
-@pytest.mark.parametrize("s, t, kind, kernel", [
-    ((8, 8), (8, 8), nn.Conv2d, (1, 1)), ((8, 8), (4, 4), nn.Conv2d, (3, 3)),
-    ((14, 14), (7, 7), nn.Conv2d, (3, 3)), ((4, 4), (8, 8), nn.ConvTranspose2d, (4, 4)),
-    ((7, 7), (14, 14), nn.ConvTranspose2d, (4, 4)), ((7, 7), (4, 4), nn.Conv2d, (4, 4)),
-    ((16, 16), (4, 4), nn.Conv2d, (13, 13)), ((6, 9), (4, 4), nn.Conv2d, (3, 6)),
-])
+
+@pytest.mark.parametrize(
+    "s, t, kind, kernel",
+    [
+        ((8, 8), (8, 8), nn.Conv2d, (1, 1)),
+        ((8, 8), (4, 4), nn.Conv2d, (3, 3)),
+        ((14, 14), (7, 7), nn.Conv2d, (3, 3)),
+        ((4, 4), (8, 8), nn.ConvTranspose2d, (4, 4)),
+        ((7, 7), (14, 14), nn.ConvTranspose2d, (4, 4)),
+        ((7, 7), (4, 4), nn.Conv2d, (4, 4)),
+        ((16, 16), (4, 4), nn.Conv2d, (13, 13)),
+        ((6, 9), (4, 4), nn.Conv2d, (3, 6)),
+    ],
+)
 def test_regressor_follows_from_the_sizes(s, t, kind, kernel):
     f_s, f_t = torch.randn(2, 3, *s), torch.randn(2, 5, *t)
     layers = regressor(f_s, f_t)
@@ -141,6 +158,7 @@ def test_fitnet_takes_the_layer_that_is_asked_for():
 
 # ---- AT ----
 
+
 def test_attention_map_by_hand():
     f = torch.tensor([[[[3.0, 0.0]], [[0.0, 2.0]]]])  # (1, 2, 1, 2); mean squares: 4.5 and 2
     norm = math.hypot(4.5, 2)
@@ -167,13 +185,15 @@ def test_at_sums_the_stages_without_the_stem():
 
 # ---- FT ----
 
+
 def test_ft_learns_its_paraphraser_and_then_leaves_it():
     torch.manual_seed(0)
     net, s, t, y, probe = pair(B=8)
     method = FT()
     method.build(probe)
-    optimizer = torch.optim.SGD([*net.parameters(), *method.parameters()], 0.1, 0.9,
-                                weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(
+        [*net.parameters(), *method.parameters()], 0.1, 0.9, weight_decay=5e-4, nesterov=True
+    )
 
     def step(loss):
         optimizer.zero_grad(set_to_none=True)
@@ -199,8 +219,10 @@ def test_ft_first_stage_is_a_fraction_of_the_epochs():
     assert FT(first=0).first_epochs(240) == 0
     paper = make(preset("dckd_paper", method="ft"))
     assert paper.first_epochs(930) == 30
-    rate = {s: FT().first_lr(Run(student=s, lr=0.05)) for s in
-            ("resnet20", "wrn_16_2", "vgg8", "mobilenetv2")}
+    rate = {
+        s: FT().first_lr(Run(student=s, lr=0.05))
+        for s in ("resnet20", "wrn_16_2", "vgg8", "mobilenetv2")
+    }
     assert rate == {"resnet20": 0.01, "wrn_16_2": 0.01, "vgg8": 0.05, "mobilenetv2": 0.05}
 
 
@@ -215,6 +237,7 @@ def test_ft_factor_has_the_width_k(k, width):
 
 
 # ---- OFD ----
+
 
 def norm(gamma, beta):
     """A batch norm with these parameters."""
@@ -275,15 +298,20 @@ def test_ofd_halves_each_earlier_stage_and_pools_the_teacher():
     large = lone(*(torch.randn(2, 1, 2 * n, 2 * n) for n in sizes))
     method = OFD()
     method.build(Probe(s, large, 10, None, teacher))
-    pooled = [f.unflatten(2, (n, 2)).unflatten(4, (n, 2)).mean((3, 5))  # (2, 1, n, n)
-              for f, n in zip(large.preacts[1:], sizes, strict=True)]
-    each = [partial_l2(layers(f), g, layers.margin) for layers, f, g in
-            zip(method.connectors, s.preacts[1:], pooled, strict=True)]
+    pooled = [
+        f.unflatten(2, (n, 2)).unflatten(4, (n, 2)).mean((3, 5))  # (2, 1, n, n)
+        for f, n in zip(large.preacts[1:], sizes, strict=True)
+    ]
+    each = [
+        partial_l2(layers(f), g, layers.margin)
+        for layers, f, g in zip(method.connectors, s.preacts[1:], pooled, strict=True)
+    ]
     got = method.terms(s, torch.zeros(2, dtype=torch.int64), large, STEP)["maps"]
     torch.testing.assert_close(got, each[0] / 4 + each[1] / 2 + each[2])
 
 
 # ---- ReviewKD ----
+
 
 def test_reviewkd_warms_up_from_nothing():
     method = ReviewKD()
@@ -294,14 +322,25 @@ def test_reviewkd_warms_up_from_nothing():
 
 
 def test_reviewkd_weighs_each_pair_as_its_authors_do():
-    weight = {p: make(preset("dckd_paper", method="reviewkd", teacher=p[0], student=p[1])).beta
-              for p in PAIRS}
+    weight = {
+        p: make(preset("dckd_paper", method="reviewkd", teacher=p[0], student=p[1])).beta
+        for p in PAIRS
+    }
     assert weight == {
-        ("wrn_40_2", "wrn_16_2"): 5, ("wrn_40_2", "wrn_40_1"): 5, ("wrn_40_2", "shufflenetv1"): 5,
-        ("resnet32x4", "resnet8x4"): 5, ("resnet32x4", "shufflenetv1"): 5,
-        ("resnet32x4", "shufflenetv2"): 8, ("resnet56", "resnet20"): 0.6,
-        ("resnet110", "resnet32"): 1, ("resnet110", "resnet20"): 0.6, ("vgg13", "vgg8"): 5,
-        ("resnet50", "vgg8"): 5, ("vgg13", "mobilenetv2"): 30, ("resnet50", "mobilenetv2"): 30}
+        ("wrn_40_2", "wrn_16_2"): 5,
+        ("wrn_40_2", "wrn_40_1"): 5,
+        ("wrn_40_2", "shufflenetv1"): 5,
+        ("resnet32x4", "resnet8x4"): 5,
+        ("resnet32x4", "shufflenetv1"): 5,
+        ("resnet32x4", "shufflenetv2"): 8,
+        ("resnet56", "resnet20"): 0.6,
+        ("resnet110", "resnet32"): 1,
+        ("resnet110", "resnet20"): 0.6,
+        ("vgg13", "vgg8"): 5,
+        ("resnet50", "vgg8"): 5,
+        ("vgg13", "mobilenetv2"): 30,
+        ("resnet50", "mobilenetv2"): 30,
+    }
     mine = preset("dckd_paper", method="reviewkd", teacher="wrn_40_2", student="wrn_16_2", beta=2)
     assert make(mine).beta == 2 and dict(resolve(mine).params)["beta"] == 2
     assert ReviewKD().beta == 1 and make(mine).ramp(20, 930) == 1 > make(mine).ramp(19, 930)

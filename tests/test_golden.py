@@ -63,12 +63,24 @@ NOT_OFFERED = {
     "KDCL(variant: mean, shaoeric)": "no KDCL of the paper takes the mean of the logits",
 }
 # Networks whose name in the kit differs from the name in their repository.
-THEIRS = {"ResNet18": "resnet18", "ResNet34": "resnet34", "ResNet50": "resnet50",
-          "MobileNetV2": "mobilenetv2", "ShuffleV1": "shufflenetv1", "ShuffleV2": "shufflenetv2",
-          "imagenet.ResNet18": "resnet18_imagenet", "imagenet.ResNet34": "resnet34_imagenet",
-          "imagenet.ResNet50": "resnet50_imagenet", "imagenet.resnet34": "resnet34_imagenet"}
-OKDDIPS = {"resnet110": "resnet110_bottleneck", "wide_resnet20_8": "wrn_20_8_bottleneck",
-           "vgg16": "vgg16_okddip", "densenetd40k12": "densenet_40_12"}
+THEIRS = {
+    "ResNet18": "resnet18",
+    "ResNet34": "resnet34",
+    "ResNet50": "resnet50",
+    "MobileNetV2": "mobilenetv2",
+    "ShuffleV1": "shufflenetv1",
+    "ShuffleV2": "shufflenetv2",
+    "imagenet.ResNet18": "resnet18_imagenet",
+    "imagenet.ResNet34": "resnet34_imagenet",
+    "imagenet.ResNet50": "resnet50_imagenet",
+    "imagenet.resnet34": "resnet34_imagenet",
+}
+OKDDIPS = {
+    "resnet110": "resnet110_bottleneck",
+    "wide_resnet20_8": "wrn_20_8_bottleneck",
+    "vgg16": "vgg16_okddip",
+    "densenetd40k12": "densenet_40_12",
+}
 
 
 def network(repo: str, name: str) -> str:
@@ -78,6 +90,7 @@ def network(repo: str, name: str) -> str:
 
 
 # ---- handlers: config, inputs and parameters -> {name: value} ----
+
 
 def group(logits, pooled=None, feats=()):
     return Out(logits, feats, feats, pooled)
@@ -112,6 +125,7 @@ def heard(cls, *names):
         def call(*args):
             calls[name].append((args, real(*args)))
             return calls[name][-1][1]
+
         return call
 
     with mock.patch.multiple(module, **{n: listen(n, getattr(module, n)) for n in names}):
@@ -203,8 +217,11 @@ def ft(c, x):
     method = FT(k=c["k"])
     f_s, f_t = (x["f_s"],), (x["f_t"],)
     hinted(method, f_s, f_t)
-    for name, layers in {"par_enc": method.encoder, "par_dec": method.decoder,
-                         "trans": method.translator}.items():
+    for name, layers in {
+        "par_enc": method.encoder,
+        "par_dec": method.decoder,
+        "trans": method.translator,
+    }.items():
         ours = [m for m in layers.modules() if isinstance(getattr(m, "weight", None), Tensor)]
         assert len(ours) == sum(k.startswith(name) and k.endswith("weight") for k in x)
         for i, layer in enumerate(ours):
@@ -215,8 +232,12 @@ def ft(c, x):
     assert x["par_enc_0_weight"].grad is None and f_t[0].grad is None
     (factor_s, factor_t), _ = calls["map_difference"][0]
     first = method.first_terms(group(f_t[0], None, f_t), None, STEP)
-    return {"factor_s": factor_s, "factor_t": factor_t, "loss": loss,
-            "rec_loss": first["reconstruction"]}
+    return {
+        "factor_s": factor_s,
+        "factor_t": factor_t,
+        "loss": loss,
+        "rec_loss": first["reconstruction"],
+    }
 
 
 def ft_core(c, x):
@@ -280,8 +301,9 @@ def rkd(c, x):
     y = torch.zeros(len(z), dtype=torch.int64)
     terms = method.terms(group(z, f), y, group(z, x["f_t"].detach()), STEP)
     got = {"dist": terms["distance"], "angle": terms["angle"], "combined": total(method, terms)}
-    grads = {f"grad_f_s_{k}": torch.autograd.grad(v, f, retain_graph=True)[0]
-             for k, v in got.items()}
+    grads = {
+        f"grad_f_s_{k}": torch.autograd.grad(v, f, retain_graph=True)[0] for k, v in got.items()
+    }
     return grads | {f"loss_{k}": v for k, v in got.items()}
 
 
@@ -324,8 +346,9 @@ def crd(c, x):
     method.M = torch.stack([x["mem_t0"], x["mem_s0"]]).detach()
     got, k = {}, 0
     while f"f_s_{k}" in x:
-        s, t = (group(torch.zeros(len(x[f"idx_{k}"]), 3).double(), x[f"f_{side}_{k}"])
-                for side in "st")
+        s, t = (
+            group(torch.zeros(len(x[f"idx_{k}"]), 3).double(), x[f"f_{side}_{k}"]) for side in "st"
+        )
         index, rows = x[f"idx_{k}"], x[f"contrast_idx_{k}"]
         assert rows[:, 0].equal(index) and rows.shape[1] == method.negatives + 1
         x["Ws"].grad = x["Wt"].grad = None
@@ -333,8 +356,13 @@ def crd(c, x):
             y = torch.zeros_like(index)
             loss = method.terms(s, y, t, STEP._replace(index=index))["contrast"]
         loss.backward()
-        got |= {f"loss_{k}": loss, f"grad_Ws_{k}": x["Ws"].grad, f"grad_Wt_{k}": x["Wt"].grad,
-                f"Z_s_{k}": method.Z[0], f"Z_t_{k}": method.Z[1]}
+        got |= {
+            f"loss_{k}": loss,
+            f"grad_Ws_{k}": x["Ws"].grad,
+            f"grad_Wt_{k}": x["Wt"].grad,
+            f"Z_s_{k}": method.Z[0],
+            f"Z_t_{k}": method.Z[1],
+        }
         k += 1
         got |= {f"mem_t{k}": method.M[0].clone(), f"mem_s{k}": method.M[1].clone()}
     return got
@@ -355,8 +383,12 @@ def kdcl(form):
             loss = total(method, method.terms(group(z), y, None, STEP))
         loss.backward()
         ((_, target),), (_, kl) = calls["chosen"], calls["kl"][-1]
-        got = {"loss": loss, "ce": calls["ce"][-1][1], "kd": c["T"] ** 2 * kl,
-               "target_logits": target}
+        got = {
+            "loss": loss,
+            "ce": calls["ce"][-1][1],
+            "kd": c["T"] ** 2 * kl,
+            "target_logits": target,
+        }
         for _, alpha in calls["best_mix"]:
             got |= {"alpha": alpha, "ce_of_target": ce(target, y)}
         return got
@@ -377,8 +409,17 @@ def kdcl_general(c, x):
 def dckd(c, x):
     a, b, g = c["alpha_beta_gamma"]
     z = x["logits"]
-    method = DCKD(m=len(z), T=c["T"], tau=c["tau"], alpha=a, beta=b, gamma=g, reverse=c["reverse"],
-                  collection=c["collection"], detach_collection=c["detach_collection"])
+    method = DCKD(
+        m=len(z),
+        T=c["T"],
+        tau=c["tau"],
+        alpha=a,
+        beta=b,
+        gamma=g,
+        reverse=c["reverse"],
+        collection=c["collection"],
+        detach_collection=c["detach_collection"],
+    )
     with heard(DCKD, "ce", "kl_T") as calls:
         terms = method.terms(group(z), x["labels"], group(x["z_t"]), STEP)
     loss = total(method, terms)
@@ -417,9 +458,14 @@ def okddip(c, x):
     loss = total(method, terms, c["consistency_weight"])
     loss.backward()
     grads = {f"grad_{k}{i}": g for k in ("logits", "feats") for i, g in enumerate(x[k].grad)}
-    return grads | {"loss": loss, "loss_true": terms["ce"], "loss_dis1": terms["peers"],
-                    "loss_dis2": terms["leader"], "attention": attention,
-                    "targets_logits": targets}
+    return grads | {
+        "loss": loss,
+        "loss_true": terms["ce"],
+        "loss_dis1": terms["peers"],
+        "loss_dis2": terms["leader"],
+        "attention": attention,
+        "targets_logits": targets,
+    }
 
 
 def branches(cls):
@@ -437,7 +483,8 @@ def branches(cls):
             plant(method.fc, weight=x["gate_w"], bias=x["gate_b"])
             plant(method.double().bn, weight=x["gate_bn_w"], bias=x["gate_bn_b"])
             method.bn.register_forward_hook(
-                lambda layer, args, out: got.update(gate=F.softmax(F.relu(out), -1)))
+                lambda layer, args, out: got.update(gate=F.softmax(F.relu(out), -1))
+            )
         with heard(cls, "kl_T") as calls:
             terms = method.terms(s, x["labels"], None, STEP)
         loss = total(method, terms, c["consistency_weight"])
@@ -447,8 +494,7 @@ def branches(cls):
         for (_, target, *_), _ in calls["kl_T"]:
             got["target_logits"] = target[0] if "gate" in got else target  # ONE: one for all
         distilled = sum((terms[k] for k in method.ramped), torch.zeros((), dtype=z.dtype))
-        return got | {"loss": loss, "loss_true": total(method, terms, 0.0),
-                      "loss_group": distilled}
+        return got | {"loss": loss, "loss_true": total(method, terms, 0.0), "loss_group": distilled}
 
     return handler
 
@@ -457,8 +503,12 @@ def group_metrics(c, x):
     z, y = x["logits"].detach().numpy(), x["labels"].numpy()
     method = OKDDip(m=c["m"])
     peers = z[: method.peers()]
-    scores = {"ensemble": metrics.ensemble(peers), "peer": peers, "leader": z[method.deployed(0)],
-              "ensemble_prob": metrics.ensemble(peers, of="probs")}
+    scores = {
+        "ensemble": metrics.ensemble(peers),
+        "peer": peers,
+        "leader": z[method.deployed(0)],
+        "ensemble_prob": metrics.ensemble(peers, of="probs"),
+    }
     top1 = {f"true_{k}_top1": 100 * metrics.top(v, y) for k, v in scores.items()}  # in percent
     return top1 | {"true_mean_pair_distance": metrics.diversity(peers)}
 
@@ -478,18 +528,23 @@ def ramp_up(c, x):
 
 def lr_step(c, x):
     from kdkit.train import lr_at
+
     epochs = max(int(x["epoch1"].max()), *c["milestones"])
-    run = Run(lr=c["lr"], epochs=epochs, schedule="step",
-              milestones=tuple(e / epochs for e in c["milestones"]))
+    run = Run(
+        lr=c["lr"],
+        epochs=epochs,
+        schedule="step",
+        milestones=tuple(e / epochs for e in c["milestones"]),
+    )
     assert c["rate"] == 0.1
     return {"lr": [lr_at(run, e - 1) for e in x["epoch1"].tolist()]}
 
 
 def lr_sgdr(c, x):
     from kdkit.train import lr_at
+
     epochs = max(int(x["epoch0"].max()) + 1, c["T_0"])
-    run = Run(lr=c["lr"], epochs=epochs, schedule="sgdr", T_0=c["T_0"] / epochs,
-              T_mult=c["T_mult"])
+    run = Run(lr=c["lr"], epochs=epochs, schedule="sgdr", T_0=c["T_0"] / epochs, T_mult=c["T_mult"])
     assert c["eta_min"] == 0
     return {"lr": [lr_at(run, e) for e in x["epoch0"].tolist()]}
 
@@ -533,18 +588,42 @@ def net_forward(c, x):
 
 
 HANDLERS = {
-    "KD": kd_loss, "KD(OKDDip KL_Loss)": kd_loss, "KD(OKDDip script)": kd_script,
-    "total(kd)": kd_total, "FitNet": hint, "Hint(MSE)": hint, "AT": at,
-    "total(attention)": at_total, "FT": ft, "FT(core)": ft_core, "OFD": ofd,
-    "ReviewKD": reviewkd, "ReviewKD(HCL)": review_hcl, "ramp-up(ReviewKD)": review_ramp,
-    "RKD": rkd, "total(rkd)": rkd_total, "CC": cc, "CRD": crd, "CRD(contrast loss)": crd_contrast,
-    "KDCL-naive": kdcl("naive"), "KDCL-minlogit": kdcl("minlogit"), "KDCL-linear": kdcl("linear"),
-    "KDCL-general(derived)": kdcl_general, "DCKD(derived)": dckd, "DML": dml,
+    "KD": kd_loss,
+    "KD(OKDDip KL_Loss)": kd_loss,
+    "KD(OKDDip script)": kd_script,
+    "total(kd)": kd_total,
+    "FitNet": hint,
+    "Hint(MSE)": hint,
+    "AT": at,
+    "total(attention)": at_total,
+    "FT": ft,
+    "FT(core)": ft_core,
+    "OFD": ofd,
+    "ReviewKD": reviewkd,
+    "ReviewKD(HCL)": review_hcl,
+    "ramp-up(ReviewKD)": review_ramp,
+    "RKD": rkd,
+    "total(rkd)": rkd_total,
+    "CC": cc,
+    "CRD": crd,
+    "CRD(contrast loss)": crd_contrast,
+    "KDCL-naive": kdcl("naive"),
+    "KDCL-minlogit": kdcl("minlogit"),
+    "KDCL-linear": kdcl("linear"),
+    "KDCL-general(derived)": kdcl_general,
+    "DCKD(derived)": dckd,
+    "DML": dml,
     "DML(variant: original form)": dml_original,
-    "OKDDip": okddip, "ONE": branches(ONE), "CL-ILR": branches(CLILR), "Ind": branches(Ind),
+    "OKDDip": okddip,
+    "ONE": branches(ONE),
+    "CL-ILR": branches(CLILR),
+    "Ind": branches(Ind),
     "metrics(OKDDip)": group_metrics,
-    "correlation number(derived)": correlation_number, "ramp-up": ramp_up,
-    "lr schedule(step)": lr_step, "lr schedule(SGDR)": lr_sgdr, "net forward": net_forward,
+    "correlation number(derived)": correlation_number,
+    "ramp-up": ramp_up,
+    "lr schedule(step)": lr_step,
+    "lr schedule(SGDR)": lr_sgdr,
+    "net forward": net_forward,
 }
 
 
@@ -576,8 +655,11 @@ def expected(case: dict) -> list[str]:
     known = {"input", "param", "expected", "expected_grad", "info"}
     assert {a["role"] for a in case["arrays"].values()} <= known
     names = [n for n, a in case["arrays"].items() if a["role"].startswith("expected")]
-    return [n for n in names
-            if not (case["method"].startswith("metrics(") and n.startswith("official_"))]
+    return [
+        n
+        for n in names
+        if not (case["method"].startswith("metrics(") and n.startswith("official_"))
+    ]
 
 
 @cache
@@ -586,8 +668,11 @@ def computed(id: str) -> dict[str, np.ndarray]:
     case = CASES[id]
     assert case["method"] in HANDLERS, f"unknown method {case['method']!r}"
     arrays = read(case)
-    x = {n: torch.from_numpy(arrays[n].copy()) for n, a in case["arrays"].items()
-         if a["role"] in ("input", "param")}
+    x = {
+        n: torch.from_numpy(arrays[n].copy())
+        for n, a in case["arrays"].items()
+        if a["role"] in ("input", "param")
+    }
     for v in x.values():
         v.requires_grad_(v.is_floating_point())
     got = HANDLERS[case["method"]](case["config"] | {"source": case["source"]}, x)
@@ -703,7 +788,7 @@ def test_counts(id):
 
 def count_group(name, title, based, m, net, x, K, single):
     """Counts of a group with its method's layers, checked against arithmetic on one network."""
-    cls, = (method_class(n) for n in methods() if method_class(n).title == title)
+    (cls,) = (method_class(n) for n in methods() if method_class(n).title == title)
     method = cls(m=m, based=based)
     nets = [build(name, x.shape[1], K) for _ in range(m)]
     students = Branches(nets, method.at_split) if based == "branch" else Peers(nets)
@@ -713,9 +798,12 @@ def count_group(name, title, based, m, net, x, K, single):
     got = counts(WithMethod(students, method), x)
     shared = counts(nn.Sequential(*[First(part) for part in net.parts[: net.split]]), x)
     D, C = s.pooled.shape[-1], s.feats[-1].shape[1] if based == "branch" else 0
-    own = {"OKDDip": dict(params=2 * D * (D // 8), macs=2 * (m - 1) * D * (D // 8), bn_buffers=0),
-           "ONE": dict(params=(C + 1 + 2) * m, macs=C * m, bn_buffers=2 * m),
-           "CL-ILR": dict.fromkeys(single, 0), "Ind": dict.fromkeys(single, 0)}[title]
+    own = {
+        "OKDDip": dict(params=2 * D * (D // 8), macs=2 * (m - 1) * D * (D // 8), bn_buffers=0),
+        "ONE": dict(params=(C + 1 + 2) * m, macs=C * m, bn_buffers=2 * m),
+        "CL-ILR": dict.fromkeys(single, 0),
+        "Ind": dict.fromkeys(single, 0),
+    }[title]
     for key, one in single.items():
         common = shared[key] if based == "branch" else 0
         assert got[key] == common + m * (one - common) + own[key], key

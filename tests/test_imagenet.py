@@ -29,17 +29,31 @@ def kept(tmp_path_factory):
     return tmp_path_factory.mktemp("kept")
 
 
-@pytest.mark.parametrize("recipe, method, student, kind", [
-    ("dckd_paper", "kd", "resnet18_imagenet", None),
-    ("dckd_paper", "dckd", "resnet18_imagenet", Peers),
-    ("okddip_paper", "okddip", "resnet34_imagenet", Branches),
-])
+@pytest.mark.parametrize(
+    "recipe, method, student, kind",
+    [
+        ("dckd_paper", "kd", "resnet18_imagenet", None),
+        ("dckd_paper", "dckd", "resnet18_imagenet", Peers),
+        ("okddip_paper", "okddip", "resnet34_imagenet", Branches),
+    ],
+)
 def test_two_steps_and_an_evaluation(recipe, method, student, kind, tree, kept, monkeypatch):
     monkeypatch.setenv("KDKIT_DATA", str(tree))
     monkeypatch.setenv("KDKIT_RUNS", str(kept))
-    run = preset(recipe, method=method, student=student, teacher="resnet34_imagenet",
-                 data="imagenet", epochs=1, batch=2, n_train=4, lr=1e-4, full_tests=0, threads=1,
-                 precision="fp32")
+    run = preset(
+        recipe,
+        method=method,
+        student=student,
+        teacher="resnet34_imagenet",
+        data="imagenet",
+        epochs=1,
+        batch=2,
+        n_train=4,
+        lr=1e-4,
+        full_tests=0,
+        threads=1,
+        precision="fp32",
+    )
     steps, step = [], train.train_step
 
     def counted(job, *args):
@@ -74,5 +88,14 @@ def test_published_weights_ask_for_imagenets_classes(tree, monkeypatch, tmp_path
     monkeypatch.setenv("KDKIT_DATA", str(tree))
     monkeypatch.setenv("KDKIT_RUNS", str(tmp_path))
     with pytest.raises(ValueError, match="1000 classes, the data has 2"):
-        train.get(preset("dckd_paper", method="kd", student="resnet18_imagenet", data="imagenet",
-                         teacher="resnet34_imagenet", teacher_pretrained=True, batch=2))
+        train.get(
+            preset(
+                "dckd_paper",
+                method="kd",
+                student="resnet18_imagenet",
+                data="imagenet",
+                teacher="resnet34_imagenet",
+                teacher_pretrained=True,
+                batch=2,
+            )
+        )

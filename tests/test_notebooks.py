@@ -16,8 +16,14 @@ W = "import ipywidgets as w\n"
 
 def code_lines(source):
     """Lines that hold code: no comments, no blank lines."""
-    skip = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
-            tokenize.ENDMARKER}
+    skip = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    }
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return len({n for t in tokens if t.type not in skip for n in range(t.start[0], t.end[0] + 1)})
 
@@ -43,7 +49,7 @@ def test_the_template(path):
 @pytest.mark.parametrize("path", WALK, ids=TITLES)
 def test_the_parameters_cell(path):
     nb = nbformat.read(path, as_version=4)
-    cell, = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
+    (cell,) = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
     statements = ast.parse(cell.source).body
     assert 1 <= len(statements) <= 10
     for node, line in zip(statements, cell.source.splitlines(), strict=True):
@@ -80,35 +86,56 @@ def test_one_figure_is_drawn_without_its_notebook(walked, tmp_path, monkeypatch,
     name = next(n for n, spec in plots.FIGURES.items() if spec.runs)
     assert cli.main(["figures", "--only", name]) == 0 and str(tmp_path) in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        f"{name}.{kind}" for kind in ("csv", "json", "png", "svg")]
+        f"{name}.{kind}" for kind in ("csv", "json", "png", "svg")
+    ]
 
 
 def made(folder, *cells):
-    first = nbformat.v4.new_code_cell("A: float = 1.0  # a number", metadata={"tags":
-                                                                              ["parameters"]})
+    first = nbformat.v4.new_code_cell(
+        "A: float = 1.0  # a number", metadata={"tags": ["parameters"]}
+    )
     nb = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, cells)])
-    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3",
-                                 "language": "python"}
+    nb.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     nbformat.write(nb, folder / "trap.ipynb")
     return folder / "trap.ipynb"
 
 
 def test_the_runner_passes_a_sound_notebook_and_its_parameters(tmp_path):
-    src = made(tmp_path, "import os\nassert A == 3 and os.environ['KDKIT_BATCH'] == '1'",
-               W + "o = w.Output()\nwith o:\n    print('heard')\no")
+    src = made(
+        tmp_path,
+        "import os\nassert A == 3 and os.environ['KDKIT_BATCH'] == '1'",
+        W + "o = w.Output()\nwith o:\n    print('heard')\no",
+    )
     batch.run_notebook(src, tmp_path / "copy.ipynb", {"A": 3.0})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy.ipynb", "trap.ipynb"]
     assert "heard" in (tmp_path / "copy.ipynb").read_text()
 
 
-@pytest.mark.parametrize("cells, says", [
-    (["1 / 0"], "In [2]: ZeroDivisionError"),
-    ([W + "o = w.Output()\nwith o:\n    1 / 0\no"], "Output widget: ZeroDivisionError"),
-    ([W + "w.interact(lambda x: 1 / x, x=0);"], "Output widget: ZeroDivisionError"),
-    ([W + "s = w.IntSlider()\ns.observe(lambda c: 1 / 0, 'value')\ns.value = 3"], "ZeroDivision"),
-    (["import threading, time\ndef dies():\n    time.sleep(0.5)\n    raise KeyError('lost')\n"
-      "threading.Thread(target=dies).start()", "time.sleep(1.5)"], "KeyError: 'lost'"),
-], ids=["cell", "output", "interact", "observe", "thread"])
+@pytest.mark.parametrize(
+    "cells, says",
+    [
+        (["1 / 0"], "In [2]: ZeroDivisionError"),
+        ([W + "o = w.Output()\nwith o:\n    1 / 0\no"], "Output widget: ZeroDivisionError"),
+        ([W + "w.interact(lambda x: 1 / x, x=0);"], "Output widget: ZeroDivisionError"),
+        (
+            [W + "s = w.IntSlider()\ns.observe(lambda c: 1 / 0, 'value')\ns.value = 3"],
+            "ZeroDivision",
+        ),
+        (
+            [
+                "import threading, time\ndef dies():\n    time.sleep(0.5)\n    raise KeyError('lost')\n"
+                "threading.Thread(target=dies).start()",
+                "time.sleep(1.5)",
+            ],
+            "KeyError: 'lost'",
+        ),
+    ],
+    ids=["cell", "output", "interact", "observe", "thread"],
+)
 def test_the_runner_fails_what_papermill_lets_pass(cells, says, tmp_path):
     with pytest.raises(RuntimeError) as e:
         batch.run_notebook(made(tmp_path, *cells), tmp_path / "copy.ipynb")

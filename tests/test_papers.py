@@ -12,24 +12,64 @@ from kdkit.papers import cells
 
 # rows x columns as printed, or the lengths of ragged rows
 LAYOUT = {
-    "okddip": {"1": 5 * 7, "2": 5 * 7, "3": 6, "4": 3 * 4, "5": 6, "6": 2 * 5, "7": 5 * 3,
-               "8": 5 * 3, "9": 5 * 4, "10": 7 * 2, "fig2": 4 * 2, "fig3": 3 * 6, "fig4": 4 * 2},
-    "dckd": {"1": 2 * 12, "2": 15 * 7, "3": 15 * 6, "4": 2 * 10, "5": 5 * 3, "6": 4 * 3,
-             "7": 2 + 3 + 4 + 5, "8": 8 * 7, "fig2": 2, "fig3": 2, "fig4": 2},
+    "okddip": {
+        "1": 5 * 7,
+        "2": 5 * 7,
+        "3": 6,
+        "4": 3 * 4,
+        "5": 6,
+        "6": 2 * 5,
+        "7": 5 * 3,
+        "8": 5 * 3,
+        "9": 5 * 4,
+        "10": 7 * 2,
+        "fig2": 4 * 2,
+        "fig3": 3 * 6,
+        "fig4": 4 * 2,
+    },
+    "dckd": {
+        "1": 2 * 12,
+        "2": 15 * 7,
+        "3": 15 * 6,
+        "4": 2 * 10,
+        "5": 5 * 3,
+        "6": 4 * 3,
+        "7": 2 + 3 + 4 + 5,
+        "8": 8 * 7,
+        "fig2": 2,
+        "fig3": 2,
+        "fig4": 2,
+    },
 }
-METHODS = ("baseline kd ind dml cl_ilr one okddip okddip_kd dckd edckd ensembled_student fitnet at "
-           "rkd ft cc ofd crd crd_kd reviewkd kdcl").split()
+METHODS = (
+    "baseline kd ind dml cl_ilr one okddip okddip_kd dckd edckd ensembled_student fitnet at "
+    "rkd ft cc ofd crd crd_kd reviewkd kdcl"
+).split()
 NETWORKS = {
-    "okddip": set("resnet32 resnet110_bottleneck wrn_20_8_bottleneck vgg16_okddip densenet_40_12 "
-                  "resnet34_imagenet".split()),
-    "dckd": set("resnet20 resnet32 resnet56 resnet110 resnet8x4 resnet32x4 resnet50 wrn_16_2 "
-                "wrn_40_1 wrn_40_2 vgg8 vgg13 mobilenetv2 shufflenetv1 shufflenetv2 "
-                "resnet18_imagenet resnet34_imagenet".split()),
+    "okddip": set(
+        "resnet32 resnet110_bottleneck wrn_20_8_bottleneck vgg16_okddip densenet_40_12 "
+        "resnet34_imagenet".split()
+    ),
+    "dckd": set(
+        "resnet20 resnet32 resnet56 resnet110 resnet8x4 resnet32x4 resnet50 wrn_16_2 "
+        "wrn_40_1 wrn_40_2 vgg8 vgg13 mobilenetv2 shufflenetv1 shufflenetv2 "
+        "resnet18_imagenet resnet34_imagenet".split()
+    ),
 }
-STATISTICS = {"mean of students", "leader", "student", "teacher", "ensemble", "mean of pairs",
-              "ensemble of 4 independent runs", *(f"sorted student {k}" for k in range(1, 6))}
-NEEDS_TEACHER = set("kd okddip_kd dckd edckd ensembled_student kdcl fitnet at rkd ft cc ofd crd "
-                    "crd_kd reviewkd".split())
+STATISTICS = {
+    "mean of students",
+    "leader",
+    "student",
+    "teacher",
+    "ensemble",
+    "mean of pairs",
+    "ensemble of 4 independent runs",
+    *(f"sorted student {k}" for k in range(1, 6)),
+}
+NEEDS_TEACHER = set(
+    "kd okddip_kd dckd edckd ensembled_student kdcl fitnet at rkd ft cc ofd crd "
+    "crd_kd reviewkd".split()
+)
 
 # typed from the papers by hand: "paper:table:row:column", value, deviation ("" = none printed)
 TYPED = """
@@ -213,11 +253,17 @@ def test_names_are_known():
 
 
 def test_params_are_method_fields():
-    allowed = {"ind": {"m", "based"}, "dml": {"m", "teacher_weight"}, "cl_ilr": {"m"}, "one": {"m"},
-               "okddip": {"m", "based", "attention", "two_level"},
-               "kdcl": {"m", "form", "with_teacher"},
-               "okddip_kd": {"m", "based", "two_level"}, "dckd": {"m", "collection", "reverse"},
-               "edckd": {"m"}}
+    allowed = {
+        "ind": {"m", "based"},
+        "dml": {"m", "teacher_weight"},
+        "cl_ilr": {"m"},
+        "one": {"m"},
+        "okddip": {"m", "based", "attention", "two_level"},
+        "kdcl": {"m", "form", "with_teacher"},
+        "okddip_kd": {"m", "based", "two_level"},
+        "dckd": {"m", "collection", "reverse"},
+        "edckd": {"m"},
+    }
     for r in raw():
         found = fields(r["params"])
         assert set(found) <= allowed.get(r["method"], set()), r
@@ -236,8 +282,12 @@ def test_params_are_method_fields():
 
 def test_same_printed_number_in_several_tables():
     for net, k in (("Net1", 1), ("Net2", 2), ("Net3", 3)):
-        twins = [one(f"dckd:5:DCKD:{net}"), one(f"dckd:6:DCKD:{net}"), one(f"dckd:7:N=3:{net}"),
-                 one(f"dckd:2:DCKD Net{k}:ResNet110/ResNet32")]
+        twins = [
+            one(f"dckd:5:DCKD:{net}"),
+            one(f"dckd:6:DCKD:{net}"),
+            one(f"dckd:7:N=3:{net}"),
+            one(f"dckd:2:DCKD Net{k}:ResNet110/ResNet32"),
+        ]
         assert len({(c["published"], c["published_std"], c["statistic"]) for c in twins}) == 1
     pairs = cells("dckd:8:Ensembled Student")
     for _, cell in pairs.iterrows():  # table 8's columns point at the pairs of tables 2 and 3
@@ -249,8 +299,10 @@ def test_same_printed_number_in_several_tables():
             assert here["published"] == there["published"]
             assert (here["student"], here["method"]) == (there["student"], there["method"])
     for table, ds in (("1", "CIFAR-10"), ("2", "CIFAR-100")):
-        assert one(f"okddip:6:{ds}:Baseline")["published"] == \
-            one(f"okddip:{table}:ResNet-32:Baseline")["published"]
+        assert (
+            one(f"okddip:6:{ds}:Baseline")["published"]
+            == one(f"okddip:{table}:ResNet-32:Baseline")["published"]
+        )
 
 
 def test_sorted_nets_are_sorted_by_top1():
@@ -265,28 +317,34 @@ def test_sorted_nets_are_sorted_by_top1():
     assert not top5.is_monotonic_decreasing  # rides along, unsorted
 
 
-@pytest.mark.parametrize("which, words", [
-    ("okddip:8:ResNet-32:DML", "table 2"),
-    ("okddip:8:WRN-20-8:OKDDip", "table 2"),
-    ("okddip:10:OKDDip (branch):CIFAR-10", "table 9"),
-    ("okddip:9:ResNet-32:OKDDip", "table 10"),
-    ("okddip:7:ResNet-32:DML", "6.18 in table 1"),
-    ("okddip:9:DenseNet-40-12:CL-ILR", "7.02 in table 1"),
-    ("okddip:9:WRN-20-8:CL-ILR", "5.12 in table 1"),
-])
+@pytest.mark.parametrize(
+    "which, words",
+    [
+        ("okddip:8:ResNet-32:DML", "table 2"),
+        ("okddip:8:WRN-20-8:OKDDip", "table 2"),
+        ("okddip:10:OKDDip (branch):CIFAR-10", "table 9"),
+        ("okddip:9:ResNet-32:OKDDip", "table 10"),
+        ("okddip:7:ResNet-32:DML", "6.18 in table 1"),
+        ("okddip:9:DenseNet-40-12:CL-ILR", "7.02 in table 1"),
+        ("okddip:9:WRN-20-8:CL-ILR", "5.12 in table 1"),
+    ],
+)
 def test_contradicted_cells_carry_a_note(which, words):
     note = one(which)["note"]
     assert "CONTRADICTION" in note and words in note
 
 
-@pytest.mark.parametrize("which, words", [
-    ("okddip:6:CIFAR-10:Teacher", "5.46 (0.02)"),
-    ("okddip:8:ResNet-32:Baseline", "28.76"),
-    ("okddip:9:VGG-16:Ind", "6.03 in table 1"),
-    ("okddip:10:KD:CIFAR-10", "6.08 in table 6"),
-    ("okddip:10:Teacher:CIFAR-10", "4.39 (0.06)"),
-    ("okddip:10:Teacher:CIFAR-100", "20.57 (0.09)"),
-])
+@pytest.mark.parametrize(
+    "which, words",
+    [
+        ("okddip:6:CIFAR-10:Teacher", "5.46 (0.02)"),
+        ("okddip:8:ResNet-32:Baseline", "28.76"),
+        ("okddip:9:VGG-16:Ind", "6.03 in table 1"),
+        ("okddip:10:KD:CIFAR-10", "6.08 in table 6"),
+        ("okddip:10:Teacher:CIFAR-10", "4.39 (0.06)"),
+        ("okddip:10:Teacher:CIFAR-100", "20.57 (0.09)"),
+    ],
+)
 def test_doubtful_cells_carry_a_note(which, words):
     note = one(which)["note"]
     assert "DOUBTFUL" in note and words in note
@@ -328,17 +386,20 @@ def test_selection_narrows_and_ignores_case():
     assert one("okddip:2:ResNet-32:DML")["published"] == 26.47
 
 
-@pytest.mark.parametrize("which, seen, allowed", [
-    ("okdip", "'okdip'", "okddip | dckd"),
-    ("", "''", "okddip | dckd"),
-    ("okddip:11", "'11'", "9 | 10 | fig2"),
-    ("okddip:", "''", "1 | 2 | 3"),
-    ("dckd:2:DML", "'DML'", "KD | FitNet | AT"),
-    ("okddip:2:ResNet", "'ResNet'", "DenseNet-40-12 | ResNet-32"),
-    ("okddip:2:ResNet-32:OKDDip", "'OKDDip'", "OKDDip (network) | OKDDip (branch)"),
-    ("okddip:2:VGG-16:DML:x", "'okddip:2:VGG-16:DML:x' with 5 parts", "paper:table:row:column"),
-    (2, "2", "paper:table:row:column"),
-])
+@pytest.mark.parametrize(
+    "which, seen, allowed",
+    [
+        ("okdip", "'okdip'", "okddip | dckd"),
+        ("", "''", "okddip | dckd"),
+        ("okddip:11", "'11'", "9 | 10 | fig2"),
+        ("okddip:", "''", "1 | 2 | 3"),
+        ("dckd:2:DML", "'DML'", "KD | FitNet | AT"),
+        ("okddip:2:ResNet", "'ResNet'", "DenseNet-40-12 | ResNet-32"),
+        ("okddip:2:ResNet-32:OKDDip", "'OKDDip'", "OKDDip (network) | OKDDip (branch)"),
+        ("okddip:2:VGG-16:DML:x", "'okddip:2:VGG-16:DML:x' with 5 parts", "paper:table:row:column"),
+        (2, "2", "paper:table:row:column"),
+    ],
+)
 def test_an_unknown_name_is_refused(which, seen, allowed):
     with pytest.raises(ValueError) as error:
         cells(which)

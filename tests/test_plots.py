@@ -39,18 +39,34 @@ def fake(shift=0.0, **fields):
     its = method.teacher_run(run)
     t = (np.random.default_rng(9).normal(size=(N, K)) + 2 * right).astype("f2") if its else None
     result = metrics.report(z, Y, peers, method.deployed(run.seed), t)
-    history = [{"epoch": e, "lr": 0.1 / (e + 1), "ramp": 1.0,
-                "terms": {k: 2.0 / (e + 1) for k in method.weights()},
-                "train_top1": [50.0 + e + run.seed] * m, "probe_top1": [45.0 + e] * m,
-                "probe_ensemble": 50.0, "diversity": 0.1 / (e + 1) + shift if m > 1 else None,
-                "seconds": 1.0} for e in range(E)]
-    arrays = {"attention": own.dirichlet([4] * peers, (E, peers)),
-              "probe_index": np.arange(64)}
+    history = [
+        {
+            "epoch": e,
+            "lr": 0.1 / (e + 1),
+            "ramp": 1.0,
+            "terms": {k: 2.0 / (e + 1) for k in method.weights()},
+            "train_top1": [50.0 + e + run.seed] * m,
+            "probe_top1": [45.0 + e] * m,
+            "probe_ensemble": 50.0,
+            "diversity": 0.1 / (e + 1) + shift if m > 1 else None,
+            "seconds": 1.0,
+        }
+        for e in range(E)
+    ]
+    arrays = {"attention": own.dirichlet([4] * peers, (E, peers)), "probe_index": np.arange(64)}
     logits = {"students": z} | ({} if t is None else {"teacher": t})
     names = list(LESSON.class_names)
-    meta = {"method": method.title, "shape": [1, 28, 28], "classes": K, "class_names": names,
-            "teacher": its and store.run_id(its), "environment": {}, "seconds": 1.0,
-            "history": history, "result": result}
+    meta = {
+        "method": method.title,
+        "shape": [1, 28, 28],
+        "classes": K,
+        "class_names": names,
+        "teacher": its and store.run_id(its),
+        "environment": {},
+        "seconds": 1.0,
+        "history": history,
+        "result": result,
+    }
     return store.save(run, meta, {}, {"history.npz": arrays, "test_logits.npz": logits})
 
 
@@ -67,9 +83,12 @@ def shelf(tmp_path_factory):
 @pytest.fixture(scope="module")
 def records(shelf):
     """Every run that any figure wants, for two seeds, drawn."""
-    return {store.run_id(run): fake(**dict(run.params), method=run.method, seed=run.seed,
-                                    schedule=run.schedule)
-            for run in plots.wanted(None, "smoke", 2)}
+    return {
+        store.run_id(run): fake(
+            **dict(run.params), method=run.method, seed=run.seed, schedule=run.schedule
+        )
+        for run in plots.wanted(None, "smoke", 2)
+    }
 
 
 def of(name, records):
@@ -157,14 +176,23 @@ def test_accuracy_is_recomputed_from_the_stored_logits(records):
         assert row[["seed 0", "seed 1"]].tolist() == pytest.approx(values)
         assert row["n"] == 2 and row["mean"] == pytest.approx(np.mean(values))
         assert row["sd"] == pytest.approx(np.std(values, ddof=1))
-    d = [a - b for a, b in zip(table.loc["OKDDip", ["seed 0", "seed 1"]],
-                               table.loc["Ind", ["seed 0", "seed 1"]], strict=True)]
+    d = [
+        a - b
+        for a, b in zip(
+            table.loc["OKDDip", ["seed 0", "seed 1"]],
+            table.loc["Ind", ["seed 0", "seed 1"]],
+            strict=True,
+        )
+    ]
     half = 12.706 * np.std(d, ddof=1) / np.sqrt(2)
     assert table.loc["OKDDip", "control"] == "Ind"
     assert table.loc["OKDDip", "difference"] == pytest.approx(np.mean(d))
     assert table.loc["OKDDip", "half_width"] == pytest.approx(half)
-    teacher = 100 * (mine[2].test_logits["teacher"].argmax(-1) == Y).mean() \
-        if "teacher" in mine[2].test_logits else mine[-1].result["teacher_top1"]
+    teacher = (
+        100 * (mine[2].test_logits["teacher"].argmax(-1) == Y).mean()
+        if "teacher" in mine[2].test_logits
+        else mine[-1].result["teacher_top1"]
+    )
     assert table.loc["Teacher", "mean"] == pytest.approx(teacher)
 
 
@@ -177,8 +205,9 @@ def test_a_finding_follows_the_numbers(records):
         top = [changed(r, top1_deployed=v) for r, v in zip(base + kd, values, strict=True)]
         return say(table(top))[1]
 
-    assert finding(80.0, 81.0, 82.0, 83.001) == ("KD is 2.00 points above Baseline (95 % interval "
-                                                 "± 0.01, n = 2): shown.")
+    assert finding(80.0, 81.0, 82.0, 83.001) == (
+        "KD is 2.00 points above Baseline (95 % interval ± 0.01, n = 2): shown."
+    )
     assert "below Baseline (95 %" in finding(82.0, 83.0, 80.0, 81.001)
     assert finding(80.0, 81.0, 80.0, 83.0).endswith("(n = 2): not shown.")
     assert "level with" in finding(80.0, 81.0, 80.0, 81.0)
@@ -196,8 +225,13 @@ def test_diversity_findings_flip(records):
                     row["diversity"] += step
 
     def said(metas):
-        return " ".join(spec.say(spec.table([store.Record(r.path, meta) for r, meta in
-                                             zip(mine, metas, strict=True)])))
+        return " ".join(
+            spec.say(
+                spec.table(
+                    [store.Record(r.path, meta) for r, meta in zip(mine, metas, strict=True)]
+                )
+            )
+        )
 
     assert "has the most diverse" in said(low) and "has not the most diverse" in said(high)
     assert "OKDDip's diversity is 0.0100 below Ind's" in said(low)
@@ -217,10 +251,12 @@ def test_attention_and_its_asymmetry(records):
     table = tables.attention(mine)
     A = mine[1].arrays["attention"][2]
     t = table[(table["seed"] == 1) & (table["epoch"] == 3)]
-    assert t.pivot(index="peer", columns="source", values="attention").to_numpy() == \
-        pytest.approx(A)
-    assert t.pivot(index="peer", columns="source", values="asymmetry").to_numpy() == \
-        pytest.approx(A - A.T)
+    assert t.pivot(index="peer", columns="source", values="attention").to_numpy() == pytest.approx(
+        A
+    )
+    assert t.pivot(index="peer", columns="source", values="asymmetry").to_numpy() == pytest.approx(
+        A - A.T
+    )
 
 
 def test_correlation_numbers_by_hand(records):
@@ -277,15 +313,16 @@ def test_save_is_the_same_twice(records):
     seen = []
     for _ in range(2):
         table = spec.table(mine)
-        path = plots.save(spec.draw(mine), "online_accuracy", "say <what> it \"shows\" ±", table)
+        path = plots.save(spec.draw(mine), "online_accuracy", 'say <what> it "shows" ±', table)
         files = {p.suffix: p.read_bytes() for p in path.parent.glob("online_accuracy.*")}
         seen.append(files)
     assert set(seen[0]) == {".png", ".svg", ".csv", ".json"} and path.suffix == ".png"
     assert seen[0] == seen[1]
     about = json.loads(seen[0][".json"])
-    assert about == {"alt": "say <what> it \"shows\" ±", "runs": sorted(r.id for r in mine)}
-    assert pd.read_csv(path.with_suffix(".csv"))["mean"].tolist() == \
-        pytest.approx(table["mean"].tolist(), rel=1e-5)
+    assert about == {"alt": 'say <what> it "shows" ±', "runs": sorted(r.id for r in mine)}
+    assert pd.read_csv(path.with_suffix(".csv"))["mean"].tolist() == pytest.approx(
+        table["mean"].tolist(), rel=1e-5
+    )
     assert b"<dc:date>" not in seen[0][".svg"] and path.parent == plots.figures_root()
 
 
@@ -307,8 +344,10 @@ def test_each_method_has_its_own_look():
     assert len({s["color"] for s in looks}) == len(looks)
     assert len({(s["marker"], str(s["linestyle"])) for s in looks}) == len(looks)
     for s in looks:  # text in a method's colour can be read on white: luminance ratio above 3.9
-        r, g, b = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
-                   for v in to_rgb(pictures.ink(s["color"])))
+        r, g, b = (
+            v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
+            for v in to_rgb(pictures.ink(s["color"]))
+        )
         assert 1.05 / (0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05) > 3.9, s
 
 
@@ -323,8 +362,14 @@ def test_end_labels_do_not_overlap():
 
 
 def history(*terms: str, epochs: int) -> list[dict]:
-    return [{"terms": {k: (1 + i) / (2 + e) for i, k in enumerate(terms)},
-             "train_top1": [50.0 + e, 60.0], "probe_top1": [40.0 + e, 50.0]} for e in range(epochs)]
+    return [
+        {
+            "terms": {k: (1 + i) / (2 + e) for i, k in enumerate(terms)},
+            "train_top1": [50.0 + e, 60.0],
+            "probe_top1": [40.0 + e, 50.0],
+        }
+        for e in range(epochs)
+    ]
 
 
 def test_widgets_pictures_are_the_same_drawn_anew_or_in_an_earlier_figure():
@@ -332,14 +377,18 @@ def test_widgets_pictures_are_the_same_drawn_anew_or_in_an_earlier_figure():
     a, b, p = rng.dirichlet(np.ones(3), 3), np.eye(3), rng.dirichlet(np.ones(K), 4)
     x = rng.integers(0, 256, (8, 1, 28, 28)).astype("u1")
     for draw, *cases in (
-            (plots.draw_temperature, (z[0], z[1], 4.0, names), (z[2], 3 * z[3], 0.5, names)),
-            (plots.draw_collection, (z[:3], z.max(0), 1, 2.0, names),
-             (z[3:], z.min(0), 0, 9.5, names)),
-            (plots.draw_class_map, (*p[:2], 2, 6, x[:4], names), (*p[2:], 0, 9, x[4:], names)),
-            (plots.draw_matrices, ([("epoch 0", a)],), ([("epoch 12", b)],)),
-            (plots.draw_progress, ([], "not trained yet"),
-             (history("ce", "collection", epochs=7), "DCKD: 83.20 %"), ([], "not trained yet"),
-             (history("reconstruction", epochs=1), "FT"))):
+        (plots.draw_temperature, (z[0], z[1], 4.0, names), (z[2], 3 * z[3], 0.5, names)),
+        (plots.draw_collection, (z[:3], z.max(0), 1, 2.0, names), (z[3:], z.min(0), 0, 9.5, names)),
+        (plots.draw_class_map, (*p[:2], 2, 6, x[:4], names), (*p[2:], 0, 9, x[4:], names)),
+        (plots.draw_matrices, ([("epoch 0", a)],), ([("epoch 12", b)],)),
+        (
+            plots.draw_progress,
+            ([], "not trained yet"),
+            (history("ce", "collection", epochs=7), "DCKD: 83.20 %"),
+            ([], "not trained yet"),
+            (history("reconstruction", epochs=1), "FT"),
+        ),
+    ):
         fig, seen = None, set()
         for case in cases:
             fig = draw(*case, fig=fig)
@@ -356,8 +405,9 @@ def test_widgets_pictures_are_the_same_drawn_anew_or_in_an_earlier_figure():
 def test_more_images_than_before_are_not_squeezed():
     fig, names = None, [f"class {k}" for k in range(K)]
     for n in (2, 4, 1):
-        fig = plots.draw_class_map(np.ones(K), np.ones(K), 0, 1, np.zeros((n, 1, 28, 28), "u1"),
-                                   names, fig=fig)
+        fig = plots.draw_class_map(
+            np.ones(K), np.ones(K), 0, 1, np.zeros((n, 1, 28, 28), "u1"), names, fig=fig
+        )
         plots.html(fig, "a")
         box, (high, wide) = fig.axes[1].get_window_extent(), fig.axes[1].images[0].get_size()
         assert box.width / box.height == pytest.approx(wide / high)
@@ -377,6 +427,8 @@ def test_pyplot_is_never_imported():
             if isinstance(node, ast.Import | ast.ImportFrom):
                 said = ast.unparse(node)
                 assert "pyplot" not in said and "pylab" not in said
-    code = "import sys, kdkit.plots as p\np.html(p.draw_progress([], ''), '')\n" \
-           "sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = (
+        "import sys, kdkit.plots as p\np.html(p.draw_progress([], ''), '')\n"
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -25,8 +25,9 @@ def test_the_worked_example_trains(tmp_path, capsys, monkeypatch):
 
 
 def test_the_tree_names_every_module():
-    tree = README.split("```")[README.split("```").index(
-        next(p for p in README.split("```") if "kdkit/config.py" in p))]
+    tree = README.split("```")[
+        README.split("```").index(next(p for p in README.split("```") if "kdkit/config.py" in p))
+    ]
     named = {line.split()[0] for line in tree.strip().splitlines()}
     for path in (ROOT / "kdkit").iterdir():
         if path.suffix == ".py" and not path.name.startswith("__"):
@@ -45,17 +46,25 @@ def test_glossary_and_licence():
 def test_the_results_are_those_of_the_committed_figure():
     """The README's table is figures/results.csv, row by row."""
     table = pd.read_csv(ROOT / "figures" / "results.csv")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in
-            README.partition("<!-- results -->")[2].partition("<!-- end -->")[0].splitlines()
-            if line.startswith("|")][2:]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in README.partition("<!-- results -->")[2]
+        .partition("<!-- end -->")[0]
+        .splitlines()
+        if line.startswith("|")
+    ][2:]
     assert len(rows) == len(table)
-    for (name, n, mean, sd, control, gap, half, shown), row in zip(rows, table.itertuples(),
-                                                                   strict=True):
+    for (name, n, mean, sd, control, gap, half, shown), row in zip(
+        rows, table.itertuples(), strict=True
+    ):
         assert (name, int(n), float(mean)) == (row.label, row.n, round(row.mean, 2))
         assert sd == ("" if math.isnan(row.sd) else f"{row.sd:.2f}")
         if isinstance(row.control, str):
-            assert (control, float(gap), float(half)) == (row.control, round(row.difference, 2),
-                                                          round(row.half_width, 2))
+            assert (control, float(gap), float(half)) == (
+                row.control,
+                round(row.difference, 2),
+                round(row.half_width, 2),
+            )
             assert shown == ("yes" if row.shown else "no")
         else:
             assert control == gap == half == shown == ""

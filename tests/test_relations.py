@@ -119,8 +119,13 @@ def test_the_draw_takes_one_number_of_the_steps_generator():
 def test_contrast_by_hand():
     x = torch.tensor([[0.5, 0.1, 0.2], [1.0, 0.3, 0.4]]).double()
     c = 2 / 10
-    want = -sum(math.log(p / (p + c)) + sum(math.log(c / (q + c)) for q in rest)
-                for p, *rest in x.tolist()) / 2
+    want = (
+        -sum(
+            math.log(p / (p + c)) + sum(math.log(c / (q + c)) for q in rest)
+            for p, *rest in x.tolist()
+        )
+        / 2
+    )
     assert contrast(x, 10).item() == pytest.approx(want, rel=1e-6)
 
 
@@ -265,8 +270,9 @@ def test_shapes_come_from_the_probe(teacher, student):
 
 # ---- KDCL: the four targets ----
 
-Z = torch.tensor([[[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]],
-                  [[1.0, 3.0, -1.0], [1.0, 2.0, 2.5]]]).double()  # two students, two images
+Z = torch.tensor(
+    [[[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]], [[1.0, 3.0, -1.0], [1.0, 2.0, 2.5]]]
+).double()  # two students, two images
 Y = torch.tensor([0, 1])
 
 
@@ -426,9 +432,19 @@ def test_a_teacher_is_a_member_without_gradient(form):
 def test_general_with_a_teacher_goes_on_bit_equally(tmp_path, monkeypatch):
     """It trains on all but the held-out images, and w is of its checkpoint."""
     monkeypatch.setenv("KDKIT_RUNS", str(tmp_path))
-    run = preset("smoke", method="kdcl", student="resnet8_w0.25", teacher="resnet8_w0.25",
-                 n_train=100, batch=25, epochs=2, augment="crop_flip", m=2, form="general",
-                 with_teacher=True)
+    run = preset(
+        "smoke",
+        method="kdcl",
+        student="resnet8_w0.25",
+        teacher="resnet8_w0.25",
+        n_train=100,
+        batch=25,
+        epochs=2,
+        augment="crop_flip",
+        m=2,
+        form="general",
+        with_teacher=True,
+    )
     assert make(resolve(run)).teacher_run(resolve(run)).student == "resnet8_w0.25"
     weights, indices, refresh = [], set(), KDCL.refresh
     real = KDCL.terms
@@ -468,8 +484,16 @@ def test_general_with_a_teacher_goes_on_bit_equally(tmp_path, monkeypatch):
 
 def test_a_method_of_layers_keeps_them_in_its_record(tmp_path, monkeypatch):
     monkeypatch.setenv("KDKIT_RUNS", str(tmp_path))
-    run = preset("smoke", method="crd_kd", student="resnet8_w0.25", teacher="resnet8_w0.25",
-                 n_train=100, batch=25, epochs=1, dim=8)
+    run = preset(
+        "smoke",
+        method="crd_kd",
+        student="resnet8_w0.25",
+        teacher="resnet8_w0.25",
+        n_train=100,
+        batch=25,
+        epochs=1,
+        dim=8,
+    )
     job = train.setup(resolve(run))
     layers = list(job.method.parameters())
     trained = [p for g in job.optimizer.param_groups for p in g["params"]]

@@ -53,8 +53,18 @@ def virtual(name):
     n = 40 if name == "imagenet" else 20 * K
     x = torch.randint(256, (n, 3, side, side), generator=draw, dtype=torch.uint8)
     y = torch.arange(IMAGES[name]) % K
-    return Virtual(name, K, (3, side, side), x, y, x[:16], y[:16], SETS[name].mean,
-                   SETS[name].std, tuple(map(str, range(K))))
+    return Virtual(
+        name,
+        K,
+        (3, side, side),
+        x,
+        y,
+        x[:16],
+        y[:16],
+        SETS[name].mean,
+        SETS[name].std,
+        tuple(map(str, range(K))),
+    )
 
 
 def quick(net):
@@ -90,8 +100,9 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(train, "load", lambda name, device, n_train: virtual(name))
     monkeypatch.setattr(train, "get", lambda run: SimpleNamespace(model=lambda: model(run)))
     monkeypatch.setattr(store, "find", lambda run: True)
-    monkeypatch.setattr(models, "pretrained",
-                        lambda name, classes: models.build(name, 3, 1000).state_dict())
+    monkeypatch.setattr(
+        models, "pretrained", lambda name, classes: models.build(name, 3, 1000).state_dict()
+    )
     return asked
 
 
@@ -103,13 +114,16 @@ def test_each_run_trains(run, stand_ins):
     with machine.pinned(run):
         job = train.setup(run)
         quick(job.students)
-        named = {**dict(job.students.named_parameters()),
-                 **{f"method.{k}": p for k, p in job.method.named_parameters()}}
+        named = {
+            **dict(job.students.named_parameters()),
+            **{f"method.{k}": p for k, p in job.method.named_parameters()},
+        }
         listed = {id(p) for group in job.optimizer.param_groups for p in group["params"]}
         assert listed == {id(p) for p in named.values()}
         teachers = [{k: v.clone() for k, v in net.state_dict().items()} for net in stand_ins]
-        batches = job.data.batches(True, run.batch, run.augment, torch.Generator(),
-                                   max(0, job.steps - 3), job.pool)  # the last ones
+        batches = job.data.batches(
+            True, run.batch, run.augment, torch.Generator(), max(0, job.steps - 3), job.pool
+        )  # the last ones
         reached = set()
         for epoch in [-1] * (job.epoch < 0) + [run.epochs - 1] * 2 * (run.epochs > 0):
             job.epoch, job.factors, job.step = epoch, None, job.step + 1
@@ -135,10 +149,29 @@ def test_each_run_trains(run, stand_ins):
 
 # ---- rows to runs ----
 
-CIFAR_OKDDIP = dict(epochs=300, batch=128, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4,
-                    schedule="step", milestones=(0.5, 0.75), augment="crop_flip")
-CIFAR_DCKD = dict(epochs=930, batch=64, lr=0.05, momentum=0.9, nesterov=False, weight_decay=5e-4,
-                  schedule="sgdr", T_0=30 / 930, T_mult=2, augment="crop_flip")
+CIFAR_OKDDIP = dict(
+    epochs=300,
+    batch=128,
+    lr=0.1,
+    momentum=0.9,
+    nesterov=True,
+    weight_decay=5e-4,
+    schedule="step",
+    milestones=(0.5, 0.75),
+    augment="crop_flip",
+)
+CIFAR_DCKD = dict(
+    epochs=930,
+    batch=64,
+    lr=0.05,
+    momentum=0.9,
+    nesterov=False,
+    weight_decay=5e-4,
+    schedule="sgdr",
+    T_0=30 / 930,
+    T_mult=2,
+    augment="crop_flip",
+)
 
 
 def row_of(which):
@@ -147,50 +180,91 @@ def row_of(which):
     return found[0]
 
 
-@pytest.mark.parametrize("which, fields, params", [
-    ("okddip:2:ResNet-32:OKDDip (network)", CIFAR_OKDDIP | dict(
-        method="okddip", student="resnet32", data="cifar100"),
-     dict(T=3.0, alpha=1.0, m=4, based="network", rampup=80 / 300)),
-    ("okddip:6:CIFAR-10:KD", CIFAR_OKDDIP | dict(
-        student="resnet32", teacher="resnet110_bottleneck", data="cifar10"),
-     dict(T=3.0, r=1.0, alpha=1.0)),
-    ("okddip:3:ResNet-34:ONE", dict(epochs=90, batch=256, lr=0.1, weight_decay=1e-4, nesterov=True,
-                                    milestones=(30 / 90, 60 / 90), schedule="step"), dict(m=4)),
-    ("dckd:2:DCKD Net2:ResNet110/ResNet32", CIFAR_DCKD | dict(
-        student="resnet32", teacher="resnet110", teacher_lr=0.0), dict(m=3, collection="lmax")),
-    ("dckd:2:KD:WRN-40-2/WRN-16-2", CIFAR_DCKD, dict(T=4.0, r=0.1, alpha=0.9)),
-    ("dckd:2:ReviewKD:ResNet56/ResNet20", CIFAR_DCKD, dict(beta=0.6)),
-    ("dckd:3:ReviewKD:ResNet32x4/ShuffleNetV2", CIFAR_DCKD | dict(lr=0.01, teacher_lr=0.05),
-     dict(beta=8.0)),
-    ("dckd:3:Student:VGG13/MobileNetV2", CIFAR_DCKD | dict(lr=0.01), {}),
-    ("dckd:3:Teacher:VGG13/MobileNetV2", CIFAR_DCKD, {}),
-    ("dckd:8:eDCKD Net1:ShuffleNetV1", CIFAR_DCKD | dict(lr=0.01, teacher_lr=0.05), dict(m=3)),
-    ("dckd:4:CIFAR-10:AT", CIFAR_DCKD | dict(epochs=210, T_0=30 / 210, data="cifar10"), {}),
-    ("dckd:4:Fashion-MNIST:AT", CIFAR_DCKD | dict(epochs=450, T_0=30 / 450), {}),
-    ("dckd:1:Top-5:OFD", dict(epochs=210, T_0=30 / 210, batch=256, lr=0.1, weight_decay=1e-4,
-                              nesterov=False, teacher_pretrained=True, pretrained=False),
-     dict(beta=1e-4)),
-    ("dckd:1:Top-1:ReviewKD", dict(teacher_pretrained=True), dict(beta=1.0, warmup=1 / 210)),
-    ("dckd:1:Top-1:Student", dict(epochs=0, pretrained=True, student="resnet18_imagenet"), {}),
-    ("dckd:6:DCKD w/o Rev. KL, Max Col.:Net1", CIFAR_DCKD,
-     dict(collection="avg", reverse=False)),
-])
+@pytest.mark.parametrize(
+    "which, fields, params",
+    [
+        (
+            "okddip:2:ResNet-32:OKDDip (network)",
+            CIFAR_OKDDIP | dict(method="okddip", student="resnet32", data="cifar100"),
+            dict(T=3.0, alpha=1.0, m=4, based="network", rampup=80 / 300),
+        ),
+        (
+            "okddip:6:CIFAR-10:KD",
+            CIFAR_OKDDIP | dict(student="resnet32", teacher="resnet110_bottleneck", data="cifar10"),
+            dict(T=3.0, r=1.0, alpha=1.0),
+        ),
+        (
+            "okddip:3:ResNet-34:ONE",
+            dict(
+                epochs=90,
+                batch=256,
+                lr=0.1,
+                weight_decay=1e-4,
+                nesterov=True,
+                milestones=(30 / 90, 60 / 90),
+                schedule="step",
+            ),
+            dict(m=4),
+        ),
+        (
+            "dckd:2:DCKD Net2:ResNet110/ResNet32",
+            CIFAR_DCKD | dict(student="resnet32", teacher="resnet110", teacher_lr=0.0),
+            dict(m=3, collection="lmax"),
+        ),
+        ("dckd:2:KD:WRN-40-2/WRN-16-2", CIFAR_DCKD, dict(T=4.0, r=0.1, alpha=0.9)),
+        ("dckd:2:ReviewKD:ResNet56/ResNet20", CIFAR_DCKD, dict(beta=0.6)),
+        (
+            "dckd:3:ReviewKD:ResNet32x4/ShuffleNetV2",
+            CIFAR_DCKD | dict(lr=0.01, teacher_lr=0.05),
+            dict(beta=8.0),
+        ),
+        ("dckd:3:Student:VGG13/MobileNetV2", CIFAR_DCKD | dict(lr=0.01), {}),
+        ("dckd:3:Teacher:VGG13/MobileNetV2", CIFAR_DCKD, {}),
+        ("dckd:8:eDCKD Net1:ShuffleNetV1", CIFAR_DCKD | dict(lr=0.01, teacher_lr=0.05), dict(m=3)),
+        ("dckd:4:CIFAR-10:AT", CIFAR_DCKD | dict(epochs=210, T_0=30 / 210, data="cifar10"), {}),
+        ("dckd:4:Fashion-MNIST:AT", CIFAR_DCKD | dict(epochs=450, T_0=30 / 450), {}),
+        (
+            "dckd:1:Top-5:OFD",
+            dict(
+                epochs=210,
+                T_0=30 / 210,
+                batch=256,
+                lr=0.1,
+                weight_decay=1e-4,
+                nesterov=False,
+                teacher_pretrained=True,
+                pretrained=False,
+            ),
+            dict(beta=1e-4),
+        ),
+        ("dckd:1:Top-1:ReviewKD", dict(teacher_pretrained=True), dict(beta=1.0, warmup=1 / 210)),
+        ("dckd:1:Top-1:Student", dict(epochs=0, pretrained=True, student="resnet18_imagenet"), {}),
+        (
+            "dckd:6:DCKD w/o Rev. KL, Max Col.:Net1",
+            CIFAR_DCKD,
+            dict(collection="avg", reverse=False),
+        ),
+    ],
+)
 def test_a_row_has_its_papers_recipe(which, fields, params):
     [[run], *_] = runs_of(row_of(which))
     assert {k: getattr(run, k) for k in fields} == fields
     assert {k: getattr(make(run), k) for k in params} == params
 
 
-@pytest.mark.parametrize("student, teacher", [
-    ("okddip:6:CIFAR-100:OKDDip+KD", "okddip:6:CIFAR-100:Teacher"),
-    ("okddip:6:CIFAR-100:KD", "okddip:2:ResNet-110:Baseline"),
-    ("dckd:2:DCKD Net1:VGG13/VGG8", "dckd:2:Teacher:VGG13/VGG8"),
-    ("dckd:3:CRD:VGG13/MobileNetV2", "dckd:2:Teacher:VGG13/VGG8"),
-    ("dckd:8:eDCKD Net3:MobileNetV2", "dckd:3:DCKD Net1:VGG13/MobileNetV2"),
-    ("dckd:8:Ensembled Student:WRN-16-2", "dckd:2:DCKD Net3:WRN-40-2/WRN-16-2"),
-    ("dckd:4:Fashion-MNIST:KD", "dckd:4:Fashion-MNIST:Teacher"),
-    ("dckd:1:Top-1:KD", "dckd:1:Top-1:Teacher"),
-])
+@pytest.mark.parametrize(
+    "student, teacher",
+    [
+        ("okddip:6:CIFAR-100:OKDDip+KD", "okddip:6:CIFAR-100:Teacher"),
+        ("okddip:6:CIFAR-100:KD", "okddip:2:ResNet-110:Baseline"),
+        ("dckd:2:DCKD Net1:VGG13/VGG8", "dckd:2:Teacher:VGG13/VGG8"),
+        ("dckd:3:CRD:VGG13/MobileNetV2", "dckd:2:Teacher:VGG13/VGG8"),
+        ("dckd:8:eDCKD Net3:MobileNetV2", "dckd:3:DCKD Net1:VGG13/MobileNetV2"),
+        ("dckd:8:Ensembled Student:WRN-16-2", "dckd:2:DCKD Net3:WRN-40-2/WRN-16-2"),
+        ("dckd:4:Fashion-MNIST:KD", "dckd:4:Fashion-MNIST:Teacher"),
+        ("dckd:1:Top-1:KD", "dckd:1:Top-1:Teacher"),
+    ],
+)
 def test_a_teacher_is_the_run_of_its_own_cell(student, teacher):
     [[run], *_] = runs_of(row_of(student))
     [[its], *_] = runs_of(row_of(teacher))
@@ -216,6 +290,7 @@ def test_a_changed_recipe_scales_and_leaves_what_is_not_trained():
 
 # ---- runs to numbers ----
 
+
 def record(z, y, deployed=None, peers=None, seed=0):
     result = metrics.report(z, y, peers or len(z), deployed, None)
     return SimpleNamespace(result=result, test_logits={"students": z}, run=Run(seed=seed))
@@ -232,16 +307,19 @@ def right(*shares):
     return z, y
 
 
-@pytest.mark.parametrize("which, deployed, want", [
-    ("okddip:2:ResNet-32:DML", None, 100 - (70 + 90 + 80) / 3),
-    ("okddip:2:ResNet-32:OKDDip (branch)", 2, 20),
-    ("okddip:5:ResNet-32:w/o two-level", 0, 30),
-    ("dckd:2:DCKD Net1:VGG13/VGG8", None, 90),
-    ("dckd:2:DCKD Net2:VGG13/VGG8", None, 80),
-    ("dckd:2:DCKD Net3:VGG13/VGG8", None, 70),
-    ("dckd:1:Top-5:DCKD Net3", None, 100),
-    ("dckd:fig2:(b)", None, None),
-])
+@pytest.mark.parametrize(
+    "which, deployed, want",
+    [
+        ("okddip:2:ResNet-32:DML", None, 100 - (70 + 90 + 80) / 3),
+        ("okddip:2:ResNet-32:OKDDip (branch)", 2, 20),
+        ("okddip:5:ResNet-32:w/o two-level", 0, 30),
+        ("dckd:2:DCKD Net1:VGG13/VGG8", None, 90),
+        ("dckd:2:DCKD Net2:VGG13/VGG8", None, 80),
+        ("dckd:2:DCKD Net3:VGG13/VGG8", None, 70),
+        ("dckd:1:Top-5:DCKD Net3", None, 100),
+        ("dckd:fig2:(b)", None, None),
+    ],
+)
 def test_what_each_statistic_takes(which, deployed, want):
     z, y = right(70, 90, 80)
     row = cells(which).itertuples().__next__()
@@ -264,10 +342,24 @@ def test_ensembles_diversity_and_correlation(monkeypatch):
 
 # ---- the commands ----
 
-KEYS = ("paper table row column dataset networks metric statistic published published_std ours "
-        "ours_std n run note").split()
-LITTLE = ["--set", "data=lesson_few", "--set", "epochs=1", "--set", "n_train=100",
-          "--set", "batch=20", "--set", "full_tests=0", "--set", "lr=0.001"]
+KEYS = (
+    "paper table row column dataset networks metric statistic published published_std ours "
+    "ours_std n run note"
+).split()
+LITTLE = [
+    "--set",
+    "data=lesson_few",
+    "--set",
+    "epochs=1",
+    "--set",
+    "n_train=100",
+    "--set",
+    "batch=20",
+    "--set",
+    "full_tests=0",
+    "--set",
+    "lr=0.001",
+]
 
 
 @pytest.fixture
@@ -294,8 +386,10 @@ def test_without_runs_every_cell_says_so(runs, call):
         assert len(body) == len(part) and all("not run" in line for line in body)
         assert max(map(len, out.splitlines())) <= 100
         for line, row in zip(body, part.itertuples(), strict=True):
-            assert line.startswith(row.row) and ("" if np.isnan(row.published) else
-                                                 f"{row.published:.2f}") in line
+            assert (
+                line.startswith(row.row)
+                and ("" if np.isnan(row.published) else f"{row.published:.2f}") in line
+            )
         assert "(choice)" in out
     code, out, _ = call("table")
     assert code == 0 and len(out.splitlines()) == 24 and "35 cells, 0 of them run here" in out
@@ -310,25 +404,31 @@ def test_notes_are_numbered_once(runs, call):
     assert f"{number}: CONTRADICTION: printed as an ensemble" in notes
 
 
-@pytest.mark.parametrize("args, says", [
-    ("table okddip:11", "allowed: 1 | 2"),
-    ("table okdip", "okddip | dckd"),
-    ("table okddip:2 --set epochss=1", "did you mean epochs"),
-    ("table okddip:2 --set seed=1", "unknown field 'seed'"),
-    ("table okddip:2 --set student=resnet20", "unknown field"),
-    ("table okddip:2 --set epochs", "field=value"),
-    ("table okddip:2 --set data=cifar", "did you mean cifar10"),
-    ("table okddip:2 --sets x", "did you mean --set"),
-    ("reproduce", "PAPER:TABLE"),
-    ("reproduce okddip:2:ResNet-32:KD", "Baseline | Ind"),
-    ("reproduce okddip:2 --seeds 0", "above 0"),
-    ("reproduce okddip:2 --set epochs=0", "at least 1"),
-    ("reproduce dckd:2 --set T=3", "unknown field of baseline"),
-    ("reproduce okddip:6:CIFAR-100:KD", "needs Baseline (resnet110_bottleneck, cifar100, seed 0), "
-     "KD (resnet32, cifar100, seed 0); what is missing: cifar100"),
-    ("reproduce okddip:6 --seeds 2", "cifar10: looked for"),
-    ("reproduce dckd:1", "imagenet: looked for"),
-])
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        ("table okddip:11", "allowed: 1 | 2"),
+        ("table okdip", "okddip | dckd"),
+        ("table okddip:2 --set epochss=1", "did you mean epochs"),
+        ("table okddip:2 --set seed=1", "unknown field 'seed'"),
+        ("table okddip:2 --set student=resnet20", "unknown field"),
+        ("table okddip:2 --set epochs", "field=value"),
+        ("table okddip:2 --set data=cifar", "did you mean cifar10"),
+        ("table okddip:2 --sets x", "did you mean --set"),
+        ("reproduce", "PAPER:TABLE"),
+        ("reproduce okddip:2:ResNet-32:KD", "Baseline | Ind"),
+        ("reproduce okddip:2 --seeds 0", "above 0"),
+        ("reproduce okddip:2 --set epochs=0", "at least 1"),
+        ("reproduce dckd:2 --set T=3", "unknown field of baseline"),
+        (
+            "reproduce okddip:6:CIFAR-100:KD",
+            "needs Baseline (resnet110_bottleneck, cifar100, seed 0), "
+            "KD (resnet32, cifar100, seed 0); what is missing: cifar100",
+        ),
+        ("reproduce okddip:6 --seeds 2", "cifar10: looked for"),
+        ("reproduce dckd:1", "imagenet: looked for"),
+    ],
+)
 def test_what_is_wrong_or_missing_is_exit_2_and_one_line(args, says, runs, call):
     code, out, err = call(*args.split())
     assert (code, out, len(err)) == (2, "", 1)
@@ -349,6 +449,7 @@ def test_missing_weights_are_named_before_training(runs, call, monkeypatch):
 @pytest.fixture
 def quick_sweep(runs, monkeypatch):
     """Sweeps in this process; what they were asked for."""
+
     def sweep(wanted, workers):
         asked.append((len(wanted), workers))
         for job in batch.plan(wanted).values():
@@ -365,12 +466,16 @@ def test_reproduce_fills_its_cells_and_no_others(runs, quick_sweep, call):
     which, column = "dckd:2:DCKD Net1:ResNet56/ResNet20", "ResNet56/ResNet20"
     code, out, _ = call("reproduce", which, *LITTLE)
     assert code == 0 and quick_sweep == [(1, None)]
-    assert out.splitlines()[:2] == ["to train: Baseline (resnet56, lesson_few, seed 0)",
-                                    "to train: DCKD (resnet20, lesson_few, seed 0)"]
+    assert out.splitlines()[:2] == [
+        "to train: Baseline (resnet56, lesson_few, seed 0)",
+        "to train: DCKD (resnet20, lesson_few, seed 0)",
+    ]
     assert "recipe changed: data=lesson_few, epochs=1" in out and "not run" not in out
 
-    told = {(c["row"], c["column"]): c for c in json.loads(
-        call("table", "dckd:2", *LITTLE, "--json")[1])}
+    told = {
+        (c["row"], c["column"]): c
+        for c in json.loads(call("table", "dckd:2", *LITTLE, "--json")[1])
+    }
     group = store.read(runs / told["DCKD Net1", column]["run"])
     assert (group.run.epochs, group.run.lr, group.run.student) == (1, 0.001, "resnet20")
     for k, top1 in enumerate(sorted(group.result["top1"], reverse=True), 1):

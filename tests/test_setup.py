@@ -57,8 +57,9 @@ def bench(tmp_path):
     def make(*args, **env):
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("KDKIT", "MAKE", "MFL"))}
         log.write_text("")
-        done = subprocess.run(["make", *args], cwd=tmp_path, env={**clean, **env},
-                              capture_output=True, text=True)
+        done = subprocess.run(
+            ["make", *args], cwd=tmp_path, env={**clean, **env}, capture_output=True, text=True
+        )
         return done, log.read_text()
 
     python(tmp_path / ".venv/bin/python")
@@ -92,12 +93,15 @@ def test_no_python_that_will_do_is_one_clear_line(bench, fails, says):
     assert done.returncode and len(told) == 1 and told[0].startswith("kdkit: ") and says in told[0]
 
 
-@pytest.mark.parametrize("args, env, folder, told", [
-    ((), {}, "", "-m kdkit figures"),
-    (("SEEDS=3",), {}, "{root}/figures", "--seeds 3"),
-    (("SEEDS=2",), {}, "", "--seeds 2"),
-    (("SEEDS=3",), {"KDKIT_FIGURES": "/elsewhere"}, "/elsewhere", "--seeds 3"),
-])
+@pytest.mark.parametrize(
+    "args, env, folder, told",
+    [
+        ((), {}, "", "-m kdkit figures"),
+        (("SEEDS=3",), {}, "{root}/figures", "--seeds 3"),
+        (("SEEDS=2",), {}, "", "--seeds 2"),
+        (("SEEDS=3",), {"KDKIT_FIGURES": "/elsewhere"}, "/elsewhere", "--seeds 3"),
+    ],
+)
 def test_where_figures_are_drawn(bench, args, env, folder, told):
     bench.python(bench.folder / ".venv/bin/python")
     shell = bench.folder / ".venv/bin/python"

@@ -113,12 +113,20 @@ def test_a_record_reads_as_it_was_saved(runs):
     flat = {f"{k}.{n}": v for k, state in weights.items() for n, v in state.items()}
     assert store.weights_sha256(flat) == again.meta["weights_sha256"]
     assert {k: v.sum() for k, v in again.model().state_dict().items()} == {
-        k: v.sum() for k, v in weights["students"].items()}
+        k: v.sum() for k, v in weights["students"].items()
+    }
     assert not any(p.requires_grad for p in again.model().parameters())
     for name, want in again.meta["files"].items():
         assert hashlib.sha256((again.path / name).read_bytes()).hexdigest() == want
-    assert again.meta["environment"].keys() >= {"python", "torch", "device", "processor",
-                                                "commit", "threads", "precision"}
+    assert again.meta["environment"].keys() >= {
+        "python",
+        "torch",
+        "device",
+        "processor",
+        "commit",
+        "threads",
+        "precision",
+    }
 
 
 def test_the_weights_sum_knows_names_bytes_and_not_order():
@@ -150,6 +158,7 @@ def cut(name):
     def act(path):
         blob = (path / name).read_bytes()
         (path / name).write_bytes(blob[: len(blob) // 2])
+
     return act
 
 
@@ -158,6 +167,7 @@ def flip(name):
         blob = bytearray((path / name).read_bytes())
         blob[len(blob) // 2] ^= 1
         (path / name).write_bytes(blob)
+
     return act
 
 
@@ -210,8 +220,8 @@ def test_damage_is_noticed_and_set_aside_under_the_lock_alone(stored, capsys, ki
     assert store.find(tiny()) is None and capsys.readouterr().err == ""
     assert store.records() == ([], [], [stored]) and stored.exists()  # looking changes nothing
     assert store.find(tiny(), mend=True) is None
-    line, = capsys.readouterr().err.splitlines()
-    aside, = stored.parent.glob("*.damaged-*")
+    (line,) = capsys.readouterr().err.splitlines()
+    (aside,) = stored.parent.glob("*.damaged-*")
     assert why in line and aside.name in line and line.startswith(f"kdkit: {stored.name}: ")
     assert not stored.exists() and sorted(p.name for p in aside.iterdir()) == before
     assert store.records() == ([], [], [])
@@ -235,8 +245,8 @@ def test_a_file_where_a_folder_belongs(runs, capsys, fresh):
     path.write_text("what is this?")
     assert store.find(tiny()) is None and path.is_file()
     record = train.get(tiny(), fresh=fresh)
-    line, = capsys.readouterr().err.splitlines()
-    aside, = runs.glob("*.damaged-*")
+    (line,) = capsys.readouterr().err.splitlines()
+    (aside,) = runs.glob("*.damaged-*")
     assert "a file stands where a run's folder belongs" in line and aside.name in line
     assert aside.read_text() == "what is this?" and store.find(tiny()).meta == record.meta
 
@@ -278,7 +288,7 @@ def test_no_pickle_is_ever_executed(stored, tmp_path, capsys, pack):
     for start in (hashlib.sha256(blob).digest(), b"\0" * 32, b""):
         (stored / "checkpoint.pt").write_bytes(start + blob)
         assert store.read_checkpoint(tiny()) is None
-        line, = capsys.readouterr().err.splitlines()
+        (line,) = capsys.readouterr().err.splitlines()
         assert "damaged checkpoint" in line and "set aside as checkpoint.pt.damaged-" in line
     blob = io.BytesIO()
     np.savez(blob, students=np.array([Evil(tmp_path / "executed")], dtype=object))
@@ -310,8 +320,14 @@ def test_a_checkpoint_that_is_a_folder(runs, capsys):
 
 def foreign(runs):
     """Files and folders that are not the store's, some under names that look like its own."""
-    names = ["notes.txt", "x.lock", "abc", "0123456789ab.txt", "0123456789ab.damaged-copy",
-             "guesses.json"]
+    names = [
+        "notes.txt",
+        "x.lock",
+        "abc",
+        "0123456789ab.txt",
+        "0123456789ab.damaged-copy",
+        "guesses.json",
+    ]
     for name in names:
         (runs / name).write_text("mine")
     for name in ("my runs", "0123456789AB", "0123456789abc", "0123456789ab", "aaaaaaaaaaaa"):
@@ -347,8 +363,9 @@ def test_leftovers_are_listed_and_cleared(stored, runs):
     going.mkdir()
     (going / "checkpoint.pt").write_bytes(b"")  # goes on when it is asked for again: kept
     found = dict(store.leftovers())
-    assert {str(p.relative_to(runs)).replace(stored.name, "ID"): why for p, why in found.items()} \
-        == {
+    assert {
+        str(p.relative_to(runs)).replace(stored.name, "ID"): why for p, why in found.items()
+    } == {
         str(Path("ID", "checkpoint.pt")): "left over from a finished run",
         str(Path("ID", "weights.pt.123.part")): "a half-written file",
         str(Path("ID", "checkpoint.pt.damaged-1f")): "a damaged checkpoint that was set aside",
@@ -386,7 +403,7 @@ def test_what_is_finished_after_it_was_listed_is_kept(runs):
     folder = runs / store.run_id(tiny())
     folder.mkdir(parents=True)
     (folder / "progress.json").write_text("[]")
-    (path, why), = store.leftovers()
+    ((path, why),) = store.leftovers()
     assert path == folder and why == "a run that never came to a checkpoint"
     record = train.get(tiny())  # while a person thinks about gc's question
     store.clear(path)
@@ -428,12 +445,34 @@ def test_an_empty_store(runs):
 
 # ---- the id ----
 
-OTHER = dict(method="okddip_kd", seed=1, data="fashion_mnist", student="resnet14",
-             teacher="resnet20", teacher_seed=1, teacher_lr=0.3, pretrained=True,
-             teacher_pretrained=True, n_train=100, epochs=31, batch=64, lr=0.2,
-             momentum=0.8, nesterov=False, weight_decay=1e-4, schedule="sgdr", milestones=(0.5,),
-             T_0=0.5, T_mult=3, augment="flip", full_tests=1, precision="bf16", threads=2,
-             compile=True, params=(("T", 2.0),))
+OTHER = dict(
+    method="okddip_kd",
+    seed=1,
+    data="fashion_mnist",
+    student="resnet14",
+    teacher="resnet20",
+    teacher_seed=1,
+    teacher_lr=0.3,
+    pretrained=True,
+    teacher_pretrained=True,
+    n_train=100,
+    epochs=31,
+    batch=64,
+    lr=0.2,
+    momentum=0.8,
+    nesterov=False,
+    weight_decay=1e-4,
+    schedule="sgdr",
+    milestones=(0.5,),
+    T_0=0.5,
+    T_mult=3,
+    augment="flip",
+    full_tests=1,
+    precision="bf16",
+    threads=2,
+    compile=True,
+    params=(("T", 2.0),),
+)
 
 
 def test_every_field_that_matters_is_in_the_id():
@@ -477,8 +516,11 @@ def test_the_id_depends_on_the_teachers(monkeypatch):
     run, before = Run(method="kd"), store.run_id(Run(method="kd"))
     teacher = resolve(make(run).teacher_run(run))
     real = store.digest
-    monkeypatch.setattr(store, "digest", lambda fields, *rest: (
-        "other" if fields == store.content(teacher) else real(fields, *rest)))
+    monkeypatch.setattr(
+        store,
+        "digest",
+        lambda fields, *rest: "other" if fields == store.content(teacher) else real(fields, *rest),
+    )
     assert store.run_id(run) not in (before, "other")
 
 
@@ -521,7 +563,7 @@ def test_other_code_of_our_own_is_told_and_fresh_trains_again(stored, capsys):
     assert capsys.readouterr().err == ""
     reseal(stored, code="0" * 16)
     assert train.get(tiny()).meta["code"] == "0" * 16
-    line, = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert "trained with other code" in line and "fresh=True" in line and stored.name in line
     fresh = train.get(tiny(), fresh=True)
     assert fresh.meta["code"] != "0" * 16 and capsys.readouterr().err == ""
@@ -546,9 +588,12 @@ print(record.meta["weights_sha256"], flush=True)
 
 def test_one_trains_the_others_wait_and_a_killed_one_lets_go(runs, tmp_path, finished):
     def start():
-        return subprocess.Popen([sys.executable, "-c", CHILD, str(Path(__file__).parent),
-                                 str(tmp_path / "go")], stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(tmp_path / "go")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     killed, second = start(), None
     try:

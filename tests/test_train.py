@@ -47,8 +47,12 @@ def kept(record):
     """All of a record that must not depend on how often the run was stopped."""
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in record.history]
     arrays = record.arrays | {f"test {k}": v for k, v in record.test_logits.items()}
-    return (record.meta["weights_sha256"], rows, record.result,
-            {k: (v.dtype.str, v.shape, v.tobytes()) for k, v in arrays.items()})
+    return (
+        record.meta["weights_sha256"],
+        rows,
+        record.result,
+        {k: (v.dtype.str, v.shape, v.tobytes()) for k, v in arrays.items()},
+    )
 
 
 def during(monkeypatch, act, run, at):
@@ -235,8 +239,9 @@ def test_what_only_some_epochs_watch(runs, own_registry):
 def test_signals_save_and_handlers_are_put_back(runs, number):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     message = stopped(tiny(), 3, number)
-    assert message == ("stopped at epoch 0, step 3, and saved: run the same again and it goes on "
-                       "from there")
+    assert message == (
+        "stopped at epoch 0, step 3, and saved: run the same again and it goes on from there"
+    )
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert train.get(tiny()).meta["resumed_at"] == 0
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
@@ -379,11 +384,13 @@ def test_a_learners_own_method(runs, own_registry):
     assert other.id != record.id and kept(other)[0] != kept(record)[0]
 
 
-@pytest.mark.parametrize("wrong", [dict(weights=lambda self: {"ce": 1.0, "kd": 1.0}),
-                                   dict(ramped=("kd",))])
+@pytest.mark.parametrize(
+    "wrong", [dict(weights=lambda self: {"ce": 1.0, "kd": 1.0}), dict(ramped=("kd",))]
+)
 def test_terms_and_weights_must_agree(runs, own_registry, wrong):
-    wrong |= dict(name="odd", title="Odd",
-                  terms=lambda self, s, y, t, step: {"ce": ce(s.logits, y)})
+    wrong |= dict(
+        name="odd", title="Odd", terms=lambda self, s, y, t, step: {"ce": ce(s.logits, y)}
+    )
     type("Odd", (Method,), wrong)
     with pytest.raises(ValueError, match=r"Odd: terms\(\) gives \['ce'\].*kd.*must agree"):
         train.get(tiny("odd"))
@@ -443,7 +450,8 @@ def test_sgdr_is_torchs(T_0, T_mult, epochs):
     run = preset("lesson", schedule="sgdr", T_0=T_0, T_mult=T_mult, epochs=epochs, lr=0.05)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], 0.05)
     torchs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
-        optimizer, round(T_0 * epochs), T_mult)
+        optimizer, round(T_0 * epochs), T_mult
+    )
     for epoch in range(epochs):
         assert train.lr_at(run, epoch) == pytest.approx(torchs.get_last_lr()[0], abs=1e-12)
         optimizer.step()
@@ -506,8 +514,9 @@ def test_a_teachers_remembered_answers_are_its_answers(runs):
     torch.testing.assert_close(remembers.teacher(x, index).logits, z, rtol=1e-3, atol=1e-4)
     noise = torch.zeros_like(x)
     assert torch.equal(remembers.teacher(noise, index).logits, remembers.teacher(x, index).logits)
-    torch.testing.assert_close(remembers.teacher(noise, None).logits, teacher(noise).logits,
-                               rtol=1e-3, atol=1e-4)  # a test image is not one it remembers
+    torch.testing.assert_close(
+        remembers.teacher(noise, None).logits, teacher(noise).logits, rtol=1e-3, atol=1e-4
+    )  # a test image is not one it remembers
     other = answers.teacher(noise, index).logits
     assert not torch.allclose(other, answers.teacher(x, index).logits)
     assert not remembers.teacher(x, index).logits.requires_grad and not z.requires_grad
@@ -547,8 +556,9 @@ def test_a_real_run_from_end_to_end(runs):
     assert set(record.history[0]["terms"]) == {"ce", "mutual", "teacher"}
 
 
-@pytest.mark.parametrize("wanted, epochs, rows", [(1, 4, [1]), (3, 4, [0, 1, 2]), (9, 3, [0, 1]),
-                                                  (2, 1, [])])
+@pytest.mark.parametrize(
+    "wanted, epochs, rows", [(1, 4, [1]), (3, 4, [0, 1, 2]), (9, 3, [0, 1]), (2, 1, [])]
+)
 def test_full_tests_are_spread_over_the_epochs(runs, wanted, epochs, rows):
     record = train.get(tiny(full_tests=wanted, epochs=epochs, batch=100))
     assert [row["epoch"] for row in record.history if "test_top1" in row] == rows
@@ -568,11 +578,16 @@ def test_checkpoints_take_a_sixtieth_of_the_time(runs, monkeypatch):
 
 def test_progress_is_whole_and_goes_when_the_run_is_finished(runs):
     rows, path = [], runs / store.run_id(tiny(epochs=3)) / "progress.json"
-    record = train.get(tiny(epochs=3),
-                       on_epoch=lambda job: rows.append(json.loads(path.read_text())))
+    record = train.get(
+        tiny(epochs=3), on_epoch=lambda job: rows.append(json.loads(path.read_text()))
+    )
     assert [len(r) for r in rows] == [1, 2, 3] and rows[-1] == record.history
     assert sorted(p.name for p in record.path.iterdir()) == [
-        "history.npz", "record.json", "test_logits.npz", "weights.pt"]
+        "history.npz",
+        "record.json",
+        "test_logits.npz",
+        "weights.pt",
+    ]
 
 
 def test_no_bar_in_a_batch(runs, monkeypatch, capsys):

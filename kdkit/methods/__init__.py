@@ -3,8 +3,18 @@ it."""
 # ruff: noqa: I001  the order of the imports is the order of the registry
 
 from .base import (
-    Method, Probe, Step, effective, fields, is_ours, make, method_class, methods, resolve,
-    scales, source_digest,
+    Method,
+    Probe,
+    Step,
+    effective,
+    fields,
+    is_ours,
+    make,
+    method_class,
+    methods,
+    resolve,
+    scales,
+    source_digest,
 )
 from .logit import KD, Baseline
 from .hints import AT, FT, FitNet
@@ -18,8 +28,37 @@ from .okddip import OKDDip, OKDDipKD
 from .collective import DCKD, EDCKD, EnsembledStudent
 
 __all__ = [
-    "AT", "CC", "CLILR", "CRD", "CRDKD", "DCKD", "DML", "EDCKD", "FT", "KD", "KDCL", "OFD",
-    "ONE", "RKD", "Baseline", "EnsembledStudent", "FitNet", "Ind", "Method", "OKDDip",
-    "OKDDipKD", "Probe", "ReviewKD", "Step", "effective", "fields", "is_ours", "make",
-    "method_class", "methods", "resolve", "scales", "source_digest",
+    "AT",
+    "CC",
+    "CLILR",
+    "CRD",
+    "CRDKD",
+    "DCKD",
+    "DML",
+    "EDCKD",
+    "FT",
+    "KD",
+    "KDCL",
+    "OFD",
+    "ONE",
+    "RKD",
+    "Baseline",
+    "EnsembledStudent",
+    "FitNet",
+    "Ind",
+    "Method",
+    "OKDDip",
+    "OKDDipKD",
+    "Probe",
+    "ReviewKD",
+    "Step",
+    "effective",
+    "fields",
+    "is_ours",
+    "make",
+    "method_class",
+    "methods",
+    "resolve",
+    "scales",
+    "source_digest",
 ]

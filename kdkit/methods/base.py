@@ -131,8 +131,16 @@ class Method(Hooks):
             return None
         plain = next(c.name for c in _REGISTRY.values() if c.teaches)
         epochs = 0 if run.teacher_pretrained else run.epochs
-        return replace(run, method=plain, student=run.teacher, seed=run.teacher_seed, params=(),
-                       lr=run.teacher_lr or run.lr, epochs=epochs, pretrained=not epochs)
+        return replace(
+            run,
+            method=plain,
+            student=run.teacher,
+            seed=run.teacher_seed,
+            params=(),
+            lr=run.teacher_lr or run.lr,
+            epochs=epochs,
+            pretrained=not epochs,
+        )
 
     def build(self, probe: Probe) -> None:
         """Make the method's own layers from a probe batch."""
@@ -168,10 +176,15 @@ def method_class(name: str = "") -> type[Method]:
 def fields(cls: type[Method]) -> dict[str, tuple[Any, Any]]:
     """Hyperparameters of a method class: name -> (type, default)."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    own = {k: v for base in reversed(cls.__mro__) if issubclass(base, Method)
-           for k, v in base.__dict__.get("__annotations__", {}).items()}
-    return {k: (hints[k], getattr(cls, k)) for k in own
-            if typing.get_origin(hints[k]) is not ClassVar}
+    own = {
+        k: v
+        for base in reversed(cls.__mro__)
+        if issubclass(base, Method)
+        for k, v in base.__dict__.get("__annotations__", {}).items()
+    }
+    return {
+        k: (hints[k], getattr(cls, k)) for k in own if typing.get_origin(hints[k]) is not ClassVar
+    }
 
 
 def _checked(key: str, value: Any, kind: Any) -> Any:
@@ -203,8 +216,10 @@ def scales(method: Method, terms: dict, epoch: int, epochs: int) -> list[float]:
         return [1.0] * len(terms)
     w, ramp = method.weights(), method.ramp(epoch, epochs)
     if set(w) != set(terms) or (method.ramped and not set(method.ramped) & set(w)):
-        raise ValueError(f"{method.title}: terms() gives {sorted(terms)}, weights() names "
-                         f"{sorted(w)}, ramped {sorted(method.ramped)}: they must agree")
+        raise ValueError(
+            f"{method.title}: terms() gives {sorted(terms)}, weights() names "
+            f"{sorted(w)}, ramped {sorted(method.ramped)}: they must agree"
+        )
     return [w[k] * (ramp if k in method.ramped else 1.0) for k in terms]
 
 
@@ -212,12 +227,23 @@ def resolve(run: Run) -> Run:
     """`run` with everything named that its preset and method imply, and nothing that has no
     effect: two runs with one result are then equal but for `preset`. ValueError on bad fields."""
     if not run.epochs:  # nothing is trained, so nothing else acts
-        run = Run(method=run.method, student=run.student, data=run.data, preset=run.preset,
-                  precision=run.precision, threads=run.threads, pretrained=True, epochs=0)
+        run = Run(
+            method=run.method,
+            student=run.student,
+            data=run.data,
+            preset=run.preset,
+            precision=run.precision,
+            threads=run.threads,
+            pretrained=True,
+            epochs=0,
+        )
     method = make(run)
     named = implied(type(method), run)  # what it sets must be named, or it acts again
-    params = {k: getattr(method, k) for k, (_, start) in fields(type(method)).items()
-              if getattr(method, k) != start or k in named}
+    params = {
+        k: getattr(method, k)
+        for k, (_, start) in fields(type(method)).items()
+        if getattr(method, k) != start or k in named
+    }
     changes = dict(method=type(method).name, params=tuple(sorted(params.items())))
     start = Run()
     if method.teacher_run(run) is None:
@@ -261,8 +287,15 @@ def _digest(cls: type[Method], *helpers: str) -> str:
 def _beside(cls: type[Method]) -> list[str]:
     """The defaults of a class, and what its methods take by name from its own module: functions,
     with what these take in turn, and plain values."""
-    found, todo = {}, [getattr(f, "__func__", f) for c in cls.__mro__ if not is_ours(c)
-                       for f in vars(c).values()]
+    found, todo = (
+        {},
+        [
+            getattr(f, "__func__", f)
+            for c in cls.__mro__
+            if not is_ours(c)
+            for f in vars(c).values()
+        ],
+    )
     while todo:
         f = todo.pop()
         if not inspect.isfunction(f) or f.__module__ != cls.__module__:
@@ -297,8 +330,11 @@ def _class_tree(cls: type) -> ast.ClassDef | None:
     module = sys.modules.get(cls.__module__)
     file = codes[0].co_filename if codes else getattr(module, "__file__", None)
     lines = linecache.getlines(file) if file else []
-    found = [n for n in ast.walk(ast.parse("".join(lines)))
-             if isinstance(n, ast.ClassDef) and n.name == cls.__name__]
+    found = [
+        n
+        for n in ast.walk(ast.parse("".join(lines)))
+        if isinstance(n, ast.ClassDef) and n.name == cls.__name__
+    ]
     at = codes[0].co_firstlineno if codes else 0
     holds = [n for n in found if n.lineno <= at <= n.end_lineno]
     return (holds or found or [None])[-1]

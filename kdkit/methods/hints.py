@@ -28,8 +28,10 @@ def stages(maps_s: tuple, maps_t: tuple, z: Tensor) -> list[tuple[Tensor, Tensor
     """Student's and teacher's maps f1..fn side by side, without the stem, in the precision of the
     logits z (maps are bf16 under autocast). Raises ValueError unless both have n stages."""
     if len(maps_s) != len(maps_t):
-        raise ValueError("maps are compared one to one: student and teacher need equally many "
-                         f"after the stem, these have {len(maps_s) - 1} and {len(maps_t) - 1}")
+        raise ValueError(
+            "maps are compared one to one: student and teacher need equally many "
+            f"after the stem, these have {len(maps_s) - 1} and {len(maps_t) - 1}"
+        )
     return [(f.to(z), g.to(z)) for f, g in zip(maps_s[1:], maps_t[1:], strict=True)]
 
 
@@ -46,8 +48,10 @@ def regressor(f_s: Tensor, f_t: Tensor) -> nn.Sequential:
     elif s[0] >= t[0] and s[1] >= t[1]:
         conv = nn.Conv2d(c_s, c_t, (1 + s[0] - t[0], 1 + s[1] - t[1]))
     else:
-        raise ValueError(f"no regressor takes a student's map of {s[0]}x{s[1]} to the teacher's "
-                         f"{t[0]}x{t[1]}: it must be as large, larger, or half as large")
+        raise ValueError(
+            f"no regressor takes a student's map of {s[0]}x{s[1]} to the teacher's "
+            f"{t[0]}x{t[1]}: it must be as large, larger, or half as large"
+        )
     return nn.Sequential(conv, nn.BatchNorm2d(c_t), nn.ReLU())
 
 
@@ -126,8 +130,12 @@ class AT(Hinted):
 
 def convolutions(*widths: int, conv: type = nn.Conv2d, norm: type = nn.Identity) -> nn.Sequential:
     """3x3 convolutions from width to width, each with `norm` and LeakyReLU of slope .1."""
-    return nn.Sequential(*(nn.Sequential(conv(a, b, 3, 1, 1), norm(b), nn.LeakyReLU(0.1))
-                           for a, b in pairwise(widths)))
+    return nn.Sequential(
+        *(
+            nn.Sequential(conv(a, b, 3, 1, 1), norm(b), nn.LeakyReLU(0.1))
+            for a, b in pairwise(widths)
+        )
+    )
 
 
 class FT(Hinted):

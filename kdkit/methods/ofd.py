@@ -76,16 +76,18 @@ class OFD(Hinted):
     def build(self, probe) -> None:
         maps = stages(probe.s.preacts, probe.t.preacts, probe.s.logits)
         bns = probe.teacher.stage_bns()
-        self.connectors = nn.ModuleList(connector(f_s.shape[1], bn)
-                                        for (f_s, _), bn in zip(maps, bns, strict=True))
+        self.connectors = nn.ModuleList(
+            connector(f_s.shape[1], bn) for (f_s, _), bn in zip(maps, bns, strict=True)
+        )
 
     def weights(self) -> dict[str, float]:
         return {"ce": self.r, "maps": self.beta}
 
     def terms(self, s, y, t, step) -> dict[str, Tensor]:
         loss = 0.0
-        for C, (f_s, f_t) in zip(self.connectors, stages(s.preacts, t.preacts, s.logits),
-                                 strict=True):
+        for C, (f_s, f_t) in zip(
+            self.connectors, stages(s.preacts, t.preacts, s.logits), strict=True
+        ):
             f_t = F.adaptive_avg_pool2d(f_t, f_s.shape[2:])
             loss = loss / 2 + partial_l2(C(f_s), f_t, C.margin)  # each stage halves the earlier
         return {"ce": ce(s.logits, y), "maps": loss}

@@ -27,8 +27,10 @@ def attend(h: Tensor, kind: str, L: nn.Module, E: nn.Module, draw: torch.Generat
     "symmetric" has L = E = identity, "random" draws anew at each step, "entropy" is the identity.
     """
     if isinstance(h, tuple):
-        raise ValueError("OKDDip's attention compares pooled features: its peers need one width, "
-                         f"these have {[f.shape[-1] for f in h]}")
+        raise ValueError(
+            "OKDDip's attention compares pooled features: its peers need one width, "
+            f"these have {[f.shape[-1] for f in h]}"
+        )
     n, B, _ = h.shape
     if kind == "random":
         A = torch.rand(B, n, n, generator=draw).to(h)
@@ -92,8 +94,9 @@ class OKDDip(Method):
 
     def build(self, probe) -> None:
         D, learned = probe.s.pooled[0].shape[-1], self.attention == "learned"
-        self.Wq, self.Wk = (nn.Linear(D, max(1, D // 8), bias=False) if learned else nn.Identity()
-                            for _ in range(2))
+        self.Wq, self.Wk = (
+            nn.Linear(D, max(1, D // 8), bias=False) if learned else nn.Identity() for _ in range(2)
+        )
 
     def weights(self) -> dict[str, float]:
         leader = {"ce_leader": 1.0, "leader": self.alpha} if self.two_level else {}

@@ -65,8 +65,11 @@ class RKD(Method):
     def terms(self, s, y, t, step) -> dict[str, Tensor]:
         several(len(y), self.title)
         (d_s, a_s), (d_t, a_t) = relations(s.pooled), relations(t.pooled)
-        return {"ce": ce(s.logits, y), "distance": F.smooth_l1_loss(d_s, d_t),
-                "angle": F.smooth_l1_loss(a_s, a_t)}
+        return {
+            "ce": ce(s.logits, y),
+            "distance": F.smooth_l1_loss(d_s, d_t),
+            "angle": F.smooth_l1_loss(a_s, a_t),
+        }
 
 
 class CC(Method):

@@ -25,8 +25,9 @@ class ABF(nn.Module):
     def __init__(self, c_in: int, mid: int, c_out: int, fuse: bool):
         super().__init__()
         self.conv1 = nn.Sequential(nn.Conv2d(c_in, mid, 1, bias=False), nn.BatchNorm2d(mid))
-        self.conv2 = nn.Sequential(nn.Conv2d(mid, c_out, 3, 1, 1, bias=False),
-                                   nn.BatchNorm2d(c_out))
+        self.conv2 = nn.Sequential(
+            nn.Conv2d(mid, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out)
+        )
         self.attention = nn.Conv2d(2 * mid, 2, 1) if fuse else None
         for conv in (self.conv1[0], self.conv2[0]):
             nn.init.kaiming_uniform_(conv.weight, a=1)
@@ -74,12 +75,18 @@ class ReviewKD(Hinted):
     presets = {"dckd_paper": dict(warmup=20 / 930)}
     pairs = {
         ("resnet34_imagenet", "resnet18_imagenet"): dict(beta=1.0, warmup=1 / 210, preact=True),
-        **{tuple(pair.split("/")): dict(beta=beta) for beta, together in {
-            0.6: "resnet56/resnet20 resnet110/resnet20", 1.0: "resnet110/resnet32",
-            5.0: "wrn_40_2/wrn_16_2 wrn_40_2/wrn_40_1 wrn_40_2/shufflenetv1 resnet32x4/resnet8x4 "
-                 "resnet32x4/shufflenetv1 vgg13/vgg8 resnet50/vgg8",
-            8.0: "resnet32x4/shufflenetv2", 30.0: "vgg13/mobilenetv2 resnet50/mobilenetv2",
-        }.items() for pair in together.split()},
+        **{
+            tuple(pair.split("/")): dict(beta=beta)
+            for beta, together in {
+                0.6: "resnet56/resnet20 resnet110/resnet20",
+                1.0: "resnet110/resnet32",
+                5.0: "wrn_40_2/wrn_16_2 wrn_40_2/wrn_40_1 wrn_40_2/shufflenetv1 resnet32x4/resnet8x4 "
+                "resnet32x4/shufflenetv1 vgg13/vgg8 resnet50/vgg8",
+                8.0: "resnet32x4/shufflenetv2",
+                30.0: "vgg13/mobilenetv2 resnet50/mobilenetv2",
+            }.items()
+            for pair in together.split()
+        },
     }
 
     warmup: Weight = 20 / 240  # length of the warm-up, of the epochs
@@ -88,13 +95,15 @@ class ReviewKD(Hinted):
     def levels(self, s, t) -> list[tuple[Tensor, Tensor]]:
         """(student's, teacher's) maps from the pooled features (B, D, 1, 1) to the finest."""
         maps_s = s.preacts if self.preact else s.feats
-        return stages((*maps_s, s.pooled[..., None, None]), (*t.preacts, t.pooled[..., None, None]),
-                      s.logits)[::-1]
+        return stages(
+            (*maps_s, s.pooled[..., None, None]), (*t.preacts, t.pooled[..., None, None]), s.logits
+        )[::-1]
 
     def build(self, probe) -> None:
         mid, levels = min(512, probe.s.pooled.shape[1]), self.levels(probe.s, probe.t)
-        self.abfs = nn.ModuleList(ABF(f_s.shape[1], mid, f_t.shape[1], fuse=i > 0)
-                                  for i, (f_s, f_t) in enumerate(levels))
+        self.abfs = nn.ModuleList(
+            ABF(f_s.shape[1], mid, f_t.shape[1], fuse=i > 0) for i, (f_s, f_t) in enumerate(levels)
+        )
 
     def weights(self) -> dict[str, float]:
         return {"ce": self.r, "review": self.beta}

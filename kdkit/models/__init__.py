@@ -5,5 +5,15 @@ from .base import Net, Out, build, count, memory_format, models, register
 from .multi import Branches, Peers
 from .resnet import pretrained
 
-__all__ = ["Branches", "Net", "Out", "Peers", "build", "count", "memory_format", "models",
-           "pretrained", "register"]
+__all__ = [
+    "Branches",
+    "Net",
+    "Out",
+    "Peers",
+    "build",
+    "count",
+    "memory_format",
+    "models",
+    "pretrained",
+    "register",
+]

@@ -38,15 +38,23 @@ class Net(nn.Module):
     results a part hands on to the next one, 0 the feature or 1 the pre-activation.
     """
 
-    def __init__(self, parts: list[nn.Module], width: int, classes: int, own: int = 1,
-                 last: nn.Module | None = None, passes: int = 0):
+    def __init__(
+        self,
+        parts: list[nn.Module],
+        width: int,
+        classes: int,
+        own: int = 1,
+        last: nn.Module | None = None,
+        passes: int = 0,
+    ):
         super().__init__()
         self.parts, self.split = nn.ModuleList(parts), len(parts) - own
         self.last, self.passes = last or nn.Identity(), passes
         self.fc = nn.Linear(width, classes)
 
-    def run_parts(self, f: Tensor, start: int = 0,
-                  stop: int | None = None) -> tuple[tuple, tuple, Tensor]:
+    def run_parts(
+        self, f: Tensor, start: int = 0, stop: int | None = None
+    ) -> tuple[tuple, tuple, Tensor]:
         """Features and pre-activations of `parts[start:stop]`, and what the next part takes."""
         pairs = []
         for part in self.parts[start:stop]:
@@ -72,8 +80,10 @@ class Net(nn.Module):
         """
         bns = [part.bn for part in self.parts[1:]]
         if None in bns:
-            raise ValueError(f"stage {bns.index(None) + 1} of this network does not end in a batch "
-                             "norm; ResNets, WRN, VGG, MobileNetV2 and ShuffleNetV1 do")
+            raise ValueError(
+                f"stage {bns.index(None) + 1} of this network does not end in a batch "
+                "norm; ResNets, WRN, VGG, MobileNetV2 and ShuffleNetV1 do"
+            )
         return bns
 
 

@@ -9,8 +9,13 @@ from torch import Tensor, nn
 from .base import Net, register
 from .resnet import NormedRow, Row, Stage, blocks, init
 
-_CONVS = {"vgg8": (1, 1, 1, 1, 1), "vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2),
-          "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+_CONVS = {
+    "vgg8": (1, 1, 1, 1, 1),
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
 
 
 def _conv(c_in: int, c: int, stride: int) -> nn.Sequential:
@@ -31,8 +36,9 @@ def vgg(name: str, c_in: int, classes: int) -> Net:
     """
     okddip = name == "vgg16_okddip"
     parts = []
-    for i, (n, c) in enumerate(zip(_CONVS[name[:5].rstrip("_")], (64, 128, 256, 512, 512),
-                                   strict=True)):
+    for i, (n, c) in enumerate(
+        zip(_CONVS[name[:5].rstrip("_")], (64, 128, 256, 512, 512), strict=True)
+    ):
         convs = blocks(_conv, c_in, c, n, stride=2 if 0 < i < 4 and not okddip else 1)
         if okddip:
             convs[-1].append(nn.MaxPool2d(2, ceil_mode=True))  # 28 pixels: 14, 7, 4, 2, 1

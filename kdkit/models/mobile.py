@@ -22,8 +22,13 @@ class Inverted(nn.Sequential):
 
     def __init__(self, c_in: int, c: int, stride: int, t: int = 6):
         w = t * c_in
-        super().__init__(*_conv(c_in, w), nn.ReLU(inplace=True),
-                         *_conv(w, w, 3, stride, w), nn.ReLU(inplace=True), *_conv(w, c))
+        super().__init__(
+            *_conv(c_in, w),
+            nn.ReLU(inplace=True),
+            *_conv(w, w, 3, stride, w),
+            nn.ReLU(inplace=True),
+            *_conv(w, c),
+        )
         self.shortcut = stride == 1 and c_in == c
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,8 +65,13 @@ class ShuffleV1(nn.Module):
         w, g = c // 4, 1 if c_in == 24 else 3  # the stem's 24 channels are not grouped
         self.down = nn.AvgPool2d(3, 2, 1) if stride == 2 else None
         self.main = nn.Sequential(
-            *_conv(c_in, w, groups=g), nn.ReLU(inplace=True), nn.ChannelShuffle(g),
-            *_conv(w, w, 3, stride, w), nn.ReLU(inplace=True), *_conv(w, c, groups=3))
+            *_conv(c_in, w, groups=g),
+            nn.ReLU(inplace=True),
+            nn.ChannelShuffle(g),
+            *_conv(w, w, 3, stride, w),
+            nn.ReLU(inplace=True),
+            *_conv(w, c, groups=3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         f = self.main(x)
@@ -77,8 +87,12 @@ class ShuffleV2(nn.Module):
         w, self.left = c // 2, None
         if stride == 2:
             self.left = nn.Sequential(*_conv(c_in, c_in, 3, 2, c_in), *_conv(c_in, w))
-        self.right = nn.Sequential(*_conv(c_in if self.left else w, w), nn.ReLU(inplace=True),
-                                   *_conv(w, w, 3, stride, w), *_conv(w, w))
+        self.right = nn.Sequential(
+            *_conv(c_in if self.left else w, w),
+            nn.ReLU(inplace=True),
+            *_conv(w, w, 3, stride, w),
+            *_conv(w, w),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = (self.left(x), x) if self.left else x.chunk(2, 1)  # (B, c/2, H, W) each

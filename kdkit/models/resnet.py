@@ -206,8 +206,11 @@ def wrn(name: str, c_in: int, classes: int) -> Net:
     return init(net)
 
 
-_COUNTS = {"resnet18": (Basic, (2, 2, 2, 2)), "resnet34": (Basic, (3, 4, 6, 3)),
-           "resnet50": (Bottleneck, (3, 4, 6, 3))}
+_COUNTS = {
+    "resnet18": (Basic, (2, 2, 2, 2)),
+    "resnet34": (Basic, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
 
 
 @register(*_COUNTS, *(f"{name}_imagenet" for name in _COUNTS))
@@ -232,13 +235,15 @@ def pretrained(name: str, classes: int = 1000) -> dict[str, Tensor]:
     from torchvision.models import get_model_weights
 
     if classes != 1000:
-        raise ValueError(f"{name}: torchvision's weights are for ImageNet's 1000 classes, the data "
-                         f"has {classes}")
+        raise ValueError(
+            f"{name}: torchvision's weights are for ImageNet's 1000 classes, the data has {classes}"
+        )
     choose(name, [f"{base}_imagenet" for base in _COUNTS], "network with ImageNet weights")
     weights = get_model_weights(name.partition("_")[0])["IMAGENET1K_V1"]
     try:
-        theirs = weights.get_state_dict(progress=False, check_hash=True, weights_only=True,
-                                        map_location="cpu")
+        theirs = weights.get_state_dict(
+            progress=False, check_hash=True, weights_only=True, map_location="cpu"
+        )
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as e:
         raise ValueError(
             f"torchvision's weights of {name} cannot be had ({' '.join(str(e).split())}); without "

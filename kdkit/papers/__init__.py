@@ -15,19 +15,35 @@ import pandas as pd
 
 PAPERS = ("okddip", "dckd")
 LEVELS = ("paper", "table", "row", "column")
-COLUMNS = (*LEVELS, "dataset", "networks", "metric", "statistic", "published", "published_std",
-           "method", "student", "teacher", "params", "note")
+COLUMNS = (
+    *LEVELS,
+    "dataset",
+    "networks",
+    "metric",
+    "statistic",
+    "published",
+    "published_std",
+    "method",
+    "student",
+    "teacher",
+    "params",
+    "note",
+)
 
 
 @cache
 def _load() -> pd.DataFrame:
     """All rows of both files, in the papers' order; the two number columns as float64."""
-    frames = [pd.read_csv(Path(__file__).with_name(f"{paper}.csv"), dtype=str,
-                          keep_default_na=False) for paper in PAPERS]
+    frames = [
+        pd.read_csv(Path(__file__).with_name(f"{paper}.csv"), dtype=str, keep_default_na=False)
+        for paper in PAPERS
+    ]
     for paper, frame in zip(PAPERS, frames, strict=True):
         if tuple(frame.columns) != COLUMNS or set(frame["paper"]) != {paper}:
-            raise ValueError(f"{paper}.csv: seen columns {', '.join(frame.columns)}; "
-                             f"allowed: {', '.join(COLUMNS)}, with paper = {paper} in each row")
+            raise ValueError(
+                f"{paper}.csv: seen columns {', '.join(frame.columns)}; "
+                f"allowed: {', '.join(COLUMNS)}, with paper = {paper} in each row"
+            )
     table = pd.concat(frames, ignore_index=True)
     for name in ("published", "published_std"):
         table[name] = pd.to_numeric(table[name].replace("", None)).astype("float64")
@@ -53,13 +69,15 @@ def cells(which: str | None = None) -> pd.DataFrame:
         raise ValueError(f"which: seen {which!r}; allowed: None or {':'.join(LEVELS)}")
     names = [] if which is None else [name.strip() for name in which.split(":")]
     if len(names) > len(LEVELS):
-        raise ValueError(f"which: seen {which!r} with {len(names)} parts; "
-                         f"allowed: {':'.join(LEVELS)}")
+        raise ValueError(
+            f"which: seen {which!r} with {len(names)} parts; allowed: {':'.join(LEVELS)}"
+        )
     for depth, (level, name) in enumerate(zip(LEVELS, names, strict=False)):
         hit = found[found[level].str.casefold() == name.casefold()]
         if hit.empty:
             where = f" of {':'.join(names[:depth])}" if depth else ""
-            raise ValueError(f"{level}{where}: seen {name!r}; "
-                             f"allowed: {' | '.join(found[level].unique())}")
+            raise ValueError(
+                f"{level}{where}: seen {name!r}; allowed: {' | '.join(found[level].unique())}"
+            )
         found = hit
     return found.reset_index(drop=True)

@@ -58,8 +58,9 @@ def runs_of(row, seeds: int = 3, **changes) -> list[list[Run]]:
     """
     run, n = recipe(row, **changes), size(row)
     make(run)
-    return [[replace(run, seed=n * k + i) for i in range(n)]
-            for k in range(seeds if run.epochs else 1)]
+    return [
+        [replace(run, seed=n * k + i) for i in range(n)] for k in range(seeds if run.epochs else 1)
+    ]
 
 
 def value(row, group: list[Record]) -> float | None:
@@ -98,8 +99,10 @@ def stored() -> dict[str, dict[int, Record]]:
 def ours(row, found: dict[str, dict[int, Record]], **changes) -> tuple[list[float], list[Record]]:
     """A cell's value from each whole repetition in the store (`stored()`), and the records."""
     n, have = size(row), found.get(store.run_id(recipe(row, **changes)), {})
-    groups = [[have[s] for s in range(k, k + n) if s in have]
-              for k in range(0, max(have, default=-1) + 1, n)]
+    groups = [
+        [have[s] for s in range(k, k + n) if s in have]
+        for k in range(0, max(have, default=-1) + 1, n)
+    ]
     whole = [group for group in groups if len(group) == n]
     values = [value(row, group) for group in whole]
     return [v for v in values if v is not None], [r for group in whole for r in group]
@@ -117,13 +120,31 @@ def compare(which: str | None = None, **changes) -> list[dict[str, Any]]:
     for row in cells(which).itertuples():
         values, records = ours(row, found, **changes)
         old = any(r.meta["code"] != source_digest(method_class(r.run.method)) for r in records)
-        notes = [row.note, CHANGED + said(changes) if changes else "",
-                 "trained with other code of its method" if old else ""]
+        notes = [
+            row.note,
+            CHANGED + said(changes) if changes else "",
+            "trained with other code of its method" if old else "",
+        ]
         n, mean, std = metrics.summary(values) if values else (0, np.nan, np.nan)
-        cell = {k: getattr(row, k) for k in (*LEVELS, "dataset", "networks", "metric", "statistic",
-                                             "published", "published_std")}
-        cell |= {"ours": mean, "ours_std": std, "n": n, "run": " ".join(r.id for r in records),
-                 "note": "; ".join(filter(None, notes))}
+        cell = {
+            k: getattr(row, k)
+            for k in (
+                *LEVELS,
+                "dataset",
+                "networks",
+                "metric",
+                "statistic",
+                "published",
+                "published_std",
+            )
+        }
+        cell |= {
+            "ours": mean,
+            "ours_std": std,
+            "n": n,
+            "run": " ".join(r.id for r in records),
+            "note": "; ".join(filter(None, notes)),
+        }
         told.append({k: None if v != v or k == "run" and not v else v for k, v in cell.items()})
     return told
 
@@ -133,7 +154,7 @@ def said(changes: dict) -> str:
 
 
 def number(cell: dict, name: str) -> str:
-    """"28.76 (0.08)", "" where nothing is printed and "not run" where nothing is trained."""
+    """ "28.76 (0.08)", "" where nothing is printed and "not run" where nothing is trained."""
     v, std, digits = cell[name], cell[f"{name}_std"], 2 if cell["metric"].startswith("top") else 3
     if v is None:
         return "" if name == "published" else "a picture" if cell["run"] else "not run"
@@ -146,19 +167,34 @@ def listed(told: list[dict]) -> tuple[list[tuple[str, ...]], list[str]]:
     rows, notes = [], {}
     for c in told:
         gap = "" if None in (c["ours"], c["published"]) else f"{c['ours'] - c['published']:+.2f}"
-        its = [str(notes.setdefault(note, len(notes) + 1))
-               for note in c["note"].split("; ") if note and not note.startswith(CHANGED)]
+        its = [
+            str(notes.setdefault(note, len(notes) + 1))
+            for note in c["note"].split("; ")
+            if note and not note.startswith(CHANGED)
+        ]
         what = c["statistic"].replace("sorted student", "sorted").replace(" independent", "")
-        rows.append((c["row"], c["column"], what, number(c, "published"), number(c, "ours"), gap,
-                     str(c["n"] or ""), " ".join(its)))
+        rows.append(
+            (
+                c["row"],
+                c["column"],
+                what,
+                number(c, "published"),
+                number(c, "ours"),
+                gap,
+                str(c["n"] or ""),
+                " ".join(its),
+            )
+        )
     return rows, list(notes)
 
 
 def heading(told: list[dict], **changes) -> str:
     """What one table's cells (from `compare`) are, on one line."""
     units, sets = (", ".join(dict.fromkeys(c[k] for c in told)) for k in ("metric", "dataset"))
-    return (f"{told[0]['paper']}:{told[0]['table']}, {units} on {sets}, recipe {told[0]['paper']}"
-            "_paper" + (f", {CHANGED}{said(changes)}" if changes else ""))
+    return (
+        f"{told[0]['paper']}:{told[0]['table']}, {units} on {sets}, recipe {told[0]['paper']}"
+        "_paper" + (f", {CHANGED}{said(changes)}" if changes else "")
+    )
 
 
 def text(told: list[dict], **changes) -> str:
@@ -166,9 +202,18 @@ def text(told: list[dict], **changes) -> str:
     rows, notes = listed(told)
     widths = [max(map(len, column)) for column in zip(TOLD, *rows, strict=True)]
     with Path(__file__).with_name("choices.csv").open(encoding="utf-8", newline="") as file:
-        below = [f"{r['what']}: {r['value']}; {r['why']}" for r in csv.DictReader(file)
-                 if r["paper"] == told[0]["paper"]]
+        below = [
+            f"{r['what']}: {r['value']}; {r['why']}"
+            for r in csv.DictReader(file)
+            if r["paper"] == told[0]["paper"]
+        ]
     below = [f"{k}: {note}" for k, note in enumerate(notes, 1)] + below
-    return "\n".join([heading(told, **changes), "",
-                      *("  ".join(map(str.ljust, r, widths)).rstrip() for r in [TOLD, *rows]), "",
-                      *(textwrap.fill(note, 100, subsequent_indent="   ") for note in below)])
+    return "\n".join(
+        [
+            heading(told, **changes),
+            "",
+            *("  ".join(map(str.ljust, r, widths)).rstrip() for r in [TOLD, *rows]),
+            "",
+            *(textwrap.fill(note, 100, subsequent_indent="   ") for note in below),
+        ]
+    )

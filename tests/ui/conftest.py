@@ -23,17 +23,31 @@ from kdkit import batch, plots
 from kdkit.cli import CHROMIUM
 
 ROOT = Path(__file__).parents[2]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-proxy-server",
-         "--disable-component-update", "--disable-sync", "--no-first-run",
-         "--force-color-profile=srgb", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--no-proxy-server",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--force-color-profile=srgb",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]
 SETTINGS = {  # of JupyterLab: no question about news, no autosave, every cell in the page
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
 }
-FOLDERS = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "IPYTHONDIR": "ipython",
-           "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "settings",
-           "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "MPLCONFIGDIR": "mpl"}
+FOLDERS = {
+    "JUPYTER_CONFIG_DIR": "config",
+    "JUPYTER_DATA_DIR": "data",
+    "IPYTHONDIR": "ipython",
+    "JUPYTER_RUNTIME_DIR": "runtime",
+    "JUPYTERLAB_SETTINGS_DIR": "settings",
+    "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+    "MPLCONFIGDIR": "mpl",
+}
 READY = """() => { const w = window.jupyterapp?.shell?.currentWidget;
   return !!(w?.context?.isReady && w.sessionContext?.session?.kernel?.status === 'idle'); }"""
 RUN_ALL = """ms => Promise.race([window.jupyterapp.commands.execute('notebook:run-all-cells'),
@@ -59,24 +73,36 @@ def served(root: Path, scratch: Path):
         env[name] = str(scratch / folder)
     (scratch / "config/labconfig").mkdir()
     (scratch / "config/labconfig/default_setting_overrides.json").write_text(dumps(SETTINGS))
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
-               "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
-               f"--ServerApp.root_dir={root}", f"--IdentityProvider.token={token}",
-               "--ServerApp.terminals_enabled=False", "--LabApp.news_url=None",
-               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-               "--LabApp.expose_app_in_browser=True"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        f"--ServerApp.root_dir={root}",
+        f"--IdentityProvider.token={token}",
+        "--ServerApp.terminals_enabled=False",
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.expose_app_in_browser=True",
+    ]
     base, log = f"http://127.0.0.1:{port}", scratch / "lab.log"
     with log.open("wb") as out:
-        lab = subprocess.Popen(command, cwd=root, env=env, stdout=out, stderr=subprocess.STDOUT,
-                               start_new_session=True)
+        lab = subprocess.Popen(
+            command, cwd=root, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             end = time.monotonic() + 120
             while True:
                 if lab.poll() is not None or time.monotonic() > end:
                     raise RuntimeError(f"jupyter lab did not start:\n{log.read_text()[-3000:]}")
                 with suppress(OSError):
-                    asked = urllib.request.Request(base + "/api/status",
-                                                   headers={"Authorization": f"token {token}"})
+                    asked = urllib.request.Request(
+                        base + "/api/status", headers={"Authorization": f"token {token}"}
+                    )
                     urllib.request.urlopen(asked, timeout=2).close()
                     break
                 time.sleep(0.2)
@@ -94,8 +120,9 @@ def served(root: Path, scratch: Path):
 def folder(tmp_path_factory):
     """What the server shows: the walk's notebooks, beside a folder of figures."""
     root = tmp_path_factory.mktemp("walk")
-    shutil.copytree(ROOT / "notebooks", root / "notebooks",
-                    ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    shutil.copytree(
+        ROOT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".*", "__pycache__")
+    )
     (root / "figures").mkdir()
     return root
 
@@ -123,8 +150,10 @@ def browser():
 @pytest.fixture(scope="session")
 def trained(apart):
     """trained(*runs): train what is missing of them, in the session's store."""
+
     def fill(*runs):
         assert batch.sweep(runs or plots.wanted(None, "smoke", 1)) == {}
+
     return fill
 
 
@@ -135,8 +164,10 @@ class Notebook:
         base, token = at
         self.page, self.errors, self.outside = page, [], []
         page.on("pageerror", lambda e: self.errors.append(str(e)))
-        page.on("request", lambda r: r.url.startswith((base, "data:", "blob:"))
-                or self.outside.append(r.url))
+        page.on(
+            "request",
+            lambda r: r.url.startswith((base, "data:", "blob:")) or self.outside.append(r.url),
+        )
         page.goto(f"{base}/lab/workspaces/auto-t/tree/{path}?reset&token={token}")
         self.panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
         self.panel.wait_for()
@@ -152,7 +183,8 @@ class Notebook:
         """Nothing red on the page, no broken view, no error in its scripts, no call outside."""
         red = self.panel.locator(
             "[data-mime-type='application/vnd.jupyter.stderr'] .ansi-red-fg, "
-            "[data-mime-type='application/vnd.jupyter.error']")
+            "[data-mime-type='application/vnd.jupyter.error']"
+        )
         assert red.all_inner_texts() == []
         assert self.panel.locator(".jupyter-widgets-error-widget").count() == 0
         assert self.page.locator(".jp-Dialog").count() == 0
@@ -182,8 +214,7 @@ class Notebook:
 
 @contextmanager
 def opening(browser, server, folder):
-    context = browser.new_context(viewport={"width": 1280, "height": 1000},
-                                  reduced_motion="reduce")
+    context = browser.new_context(viewport={"width": 1280, "height": 1000}, reduced_motion="reduce")
     context.set_default_timeout(60_000)
     opened = []
 

@@ -19,8 +19,13 @@ APT = ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=120"]
 
 def run(*command: str) -> str:
     """What the command's last line was if it failed, else nothing."""
-    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+    done = subprocess.run(
+        command,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+    )
     said = done.stdout.strip().splitlines() or [f"exit code {done.returncode}"]
     return said[-1] if done.returncode else ""
 
@@ -44,8 +49,15 @@ def driver() -> str:
     if importlib.util.find_spec("playwright"):
         return ""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    why = run(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-              *project["optional-dependencies"]["ui"])
+    why = run(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        *project["optional-dependencies"]["ui"],
+    )
     return f"pip cannot install playwright: {why}" if why else ""
 
 

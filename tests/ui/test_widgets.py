@@ -53,20 +53,25 @@ class Panel:
         self.took.append(self.nb.page.evaluate("window.kdTook") / 1000)
 
     def speed(self) -> str:
-        return (f"{self.name} answers a key in {np.median(self.took):.2f} s "
-                f"({min(self.took):.2f} to {max(self.took):.2f})")
+        return (
+            f"{self.name} answers a key in {np.median(self.took):.2f} s "
+            f"({min(self.took):.2f} to {max(self.took):.2f})"
+        )
 
 
 @pytest.fixture(scope="module")
 def page(open_shared, trained):
     """A notebook with a panel in each cell."""
     trained(*(preset("smoke", method=name) for name in ("kd", "okddip", "dckd", "ind")))
-    nb = open_shared("panels.ipynb", "import kdkit as kd\nlab = kd.lab('smoke')",
-                     "kd.widgets.temperature(lab.get(method='kd'), 4.0, 7)",
-                     "kd.widgets.attention(lab.get(method='okddip'))",
-                     "kd.widgets.collection(lab.get(method='dckd'), 3)",
-                     "kd.widgets.class_map(lab.get(method='kd'))",
-                     "kd.widgets.ablation_lab(lab, 'okddip')")
+    nb = open_shared(
+        "panels.ipynb",
+        "import kdkit as kd\nlab = kd.lab('smoke')",
+        "kd.widgets.temperature(lab.get(method='kd'), 4.0, 7)",
+        "kd.widgets.attention(lab.get(method='okddip'))",
+        "kd.widgets.collection(lab.get(method='dckd'), 3)",
+        "kd.widgets.class_map(lab.get(method='kd'))",
+        "kd.widgets.ablation_lab(lab, 'okddip')",
+    )
     nb.run_all()
     yield nb
     nb.look()
@@ -149,10 +154,14 @@ def test_class_map(panel, stored):
     names = record.meta["class_names"]
 
     def told(of, peak, tau):
-        s, t = (metrics.softmax(v.astype(float)[y == of], tau)[:, peak].max()
-                for v in (z["students"][0], z["teacher"]))
-        return (f"largest p({names[peak]}) over the {(y == of).sum()} images of {names[of]}, "
-                f"tau = {tau:g}: student {s:.3f}, teacher {t:.3f}")
+        s, t = (
+            metrics.softmax(v.astype(float)[y == of], tau)[:, peak].max()
+            for v in (z["students"][0], z["teacher"])
+        )
+        return (
+            f"largest p({names[peak]}) over the {(y == of).sum()} images of {names[of]}, "
+            f"tau = {tau:g}: student {s:.3f}, teacher {t:.3f}"
+        )
 
     assert told(0, 6, 4) in p.line()
     p.press("of", "Enter", of="Trouser", says=told(1, 6, 4))
@@ -175,14 +184,17 @@ def test_ablation_lab(panel, stored, page):
 
 
 def test_a_panel_shows_its_error_and_goes_on(open_notebook):
-    nb = open_notebook("error.ipynb", """
+    nb = open_notebook(
+        "error.ipynb",
+        """
 import kdkit as kd
 from matplotlib.figure import Figure
 def draw(_, x):
     if x == 3:
         raise ValueError("3 is <not> allowed")
     return Figure(), f"x is {x}"
-kd.widgets.present(kd.widgets.panel("odd", draw, x=kd.widgets.slider("x", 2, 0, 9, 1)))""")
+kd.widgets.present(kd.widgets.panel("odd", draw, x=kd.widgets.slider("x", 2, 0, 9, 1)))""",
+    )
     nb.run_all()
     knob, line = nb.knob("kd-odd-x"), nb.find("kd-odd-line")
     knob.press("ArrowRight")
@@ -193,13 +205,21 @@ kd.widgets.present(kd.widgets.panel("odd", draw, x=kd.widgets.slider("x", 2, 0, 
 
 
 def test_ablation_lab_trains_stops_and_goes_on(open_notebook):
-    nb = open_notebook("long.ipynb", "import kdkit as kd\n"
-                       "kd.widgets.ablation_lab(kd.lab('smoke', epochs=24), 'okddip')", "6 * 7")
+    nb = open_notebook(
+        "long.ipynb",
+        "import kdkit as kd\nkd.widgets.ablation_lab(kd.lab('smoke', epochs=24), 'okddip')",
+        "6 * 7",
+    )
     nb.run_all()
     p, run = Panel(nb, "lab"), resolve(preset("smoke", method="okddip", epochs=24, T=4.0))
     train, stop, notes, curve = (nb.find(f"kd-lab-{k}") for k in ("train", "stop", "note", "curve"))
-    p.press("T", "ArrowRight", "ArrowRight", draws=False,
-            says=f"run {store.run_id(run)} is not in the store")
+    p.press(
+        "T",
+        "ArrowRight",
+        "ArrowRight",
+        draws=False,
+        says=f"run {store.run_id(run)} is not in the store",
+    )
     train.press("Enter")
     expect(train).to_be_disabled()
     stop.press("Enter")  # before it has begun
