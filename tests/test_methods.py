@@ -2,11 +2,9 @@
 
 import ast
 import importlib
-import io
 import linecache
 import math
 import sys
-import tokenize
 import typing
 from pathlib import Path
 

@@ -127,7 +127,8 @@ def test_the_runner_passes_a_sound_notebook_and_its_parameters(tmp_path):
         ),
         (
             [
-                "import threading, time\ndef dies():\n    time.sleep(0.5)\n    raise KeyError('lost')\n"
+                "import threading, time\n"
+                "def dies():\n    time.sleep(0.5)\n    raise KeyError('lost')\n"
                 "threading.Thread(target=dies).start()",
                 "time.sleep(1.5)",
             ],

@@ -80,8 +80,8 @@ class ReviewKD(Hinted):
             for beta, together in {
                 0.6: "resnet56/resnet20 resnet110/resnet20",
                 1.0: "resnet110/resnet32",
-                5.0: "wrn_40_2/wrn_16_2 wrn_40_2/wrn_40_1 wrn_40_2/shufflenetv1 resnet32x4/resnet8x4 "
-                "resnet32x4/shufflenetv1 vgg13/vgg8 resnet50/vgg8",
+                5.0: "wrn_40_2/wrn_16_2 wrn_40_2/wrn_40_1 wrn_40_2/shufflenetv1 vgg13/vgg8 "
+                "resnet32x4/resnet8x4 resnet32x4/shufflenetv1 resnet50/vgg8",
                 8.0: "resnet32x4/shufflenetv2",
                 30.0: "vgg13/mobilenetv2 resnet50/mobilenetv2",
             }.items()
