@@ -11,8 +11,13 @@ PYTHON = python3
 PY = $(abspath $(VENV))/bin/python
 # The committed figures are those of three seeds; any other run draws into figures/local/.
 FIGURES = $(if $(filter 3,$(SEEDS)),KDKIT_FIGURES="$${KDKIT_FIGURES:-$(CURDIR)/figures}")
-NEEDS = torch torchvision jupyterlab ipywidgets matplotlib seaborn pandas papermill pytest xdist \
-        nbval numpy filelock tqdm
+# Every extra of pyproject.toml, as pip takes them, and a check that all they list is installed.
+EXTRAS = $$($(PYTHON) -c "import tomllib; \
+  print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies'], sep=',')")
+HAS_ALL = import re, tomllib; from importlib.metadata import version; \
+  project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+  lists = [project['dependencies'], *project['optional-dependencies'].values()]; \
+  [version(re.match(r'[\w-]+', need)[0]) for needs in lists for need in needs]
 SMOKE = KDKIT_PRESET=smoke KDKIT_BATCH=1 OMP_NUM_THREADS=1
 SHARED = tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
          export KDKIT_TEST_FOLDER="$${KDKIT_TEST_FOLDER:-$$tmp}"
@@ -51,8 +56,7 @@ ifeq ($(VENV),.venv)
 ready: .venv/.ready
 else
 ready:
-	@$(PY) -c "import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, '$(NEEDS)'.split())))" \
-	  2>/dev/null || $(MAKE) --no-print-directory $(abspath $(VENV))/.ready
+	@$(PY) -c "$(HAS_ALL)" 2>/dev/null || $(MAKE) --no-print-directory $(abspath $(VENV))/.ready
 endif
 
 # The stamp: an environment is set up once, and again when pyproject.toml changes.
@@ -63,5 +67,5 @@ endif
 	@test -x $*/bin/python || $(PYTHON) -c "import ensurepip, venv" 2>/dev/null || { echo "kdkit:" \
 	  "$(PYTHON) lacks the venv module (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	@test -x $*/bin/python || $(PYTHON) -m venv $*
-	$*/bin/python -m pip install --quiet --disable-pip-version-check -e .
+	$*/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS)]"
 	@touch $@

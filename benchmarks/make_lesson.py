@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     from torchvision.datasets import FashionMNIST
 
     from kdkit.data import interleave
-    from kdkit.files import read_idx
+    from kdkit.study.files import read_idx
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="holds Fashion-MNIST's four .gz files")

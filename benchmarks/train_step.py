@@ -23,10 +23,8 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
-from unittest import mock
 
 import numpy as np
 import torch
@@ -37,9 +35,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from kdkit import train
-from kdkit.config import preset
-from kdkit.data import SETS, Data
+from kdkit.callbacks import Finite, History
+from kdkit.data import tensors
 from kdkit.models import build
+from kdkit.study.plans import build_students, plan, preset
+from kdkit.study.sources import SETS
 
 CASES = {"baseline": 2.5, "kd": 2.5, "okddip": 2.0}  # the ratio that is aimed at
 LIKE, K, T, M = SETS["cifar100"], 100, 3.0, 4  # mean and deviation, classes, temperature, branches
@@ -140,7 +140,13 @@ def okddip_loss(
     return loss + weight * distil(zs[-1], z.mean(1))
 
 
-def plain(case: str, o: argparse.Namespace) -> Iterator[None]:
+def plain(case: str, o: argparse.Namespace) -> Callable[[int], None]:
+    """The plain loop, as a function that takes so many steps."""
+    loop = plain_loop(case, o)
+    return lambda steps: [next(loop) for _ in range(steps)]
+
+
+def plain_loop(case: str, o: argparse.Namespace) -> Iterator[None]:
     """The plain loop; one `next` is one step."""
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -182,70 +188,54 @@ def plain(case: str, o: argparse.Namespace) -> Iterator[None]:
 # kdkit's loop -----------------------------------------------------------------------------------
 
 
-def job_of(case: str, o: argparse.Namespace) -> train.Job:
-    """The trainer's own set-up; random images stand for the data, an untrained net for the
-    teacher's record."""
-    run = preset(
-        "okddip_paper",
-        method=case,
-        student=o.student,
-        teacher=o.teacher,
-        batch=o.batch,
-        threads=o.threads,
-        compile=o.compile,
+def state_of(case: str, o: argparse.Namespace) -> train.State:
+    """The trainer's own set-up, with what `fit` keeps of each step; random images stand for the
+    data, an untrained net for the teacher."""
+    planned = plan(
+        preset(
+            "okddip_paper",
+            method=case,
+            student=o.student,
+            teacher=o.teacher,
+            batch=o.batch,
+            threads=o.threads,
+            compile=o.compile,
+        )
     )
     x, y = images(o.images)
-
-    def load(name, device, n):
-        x_, y_ = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(y)
-        x_, y_ = x_.to(device), y_.to(device)
-        return Data(
-            "random",
-            K,
-            (3, 32, 32),
-            x_,
-            y_,
-            x_[:K],
-            y_[:K],
-            LIKE.mean,
-            LIKE.std,
-            tuple(map(str, range(K))),
-        )
-
-    def model():
-        net = build(o.teacher, 3, K).train()
-        for m in net.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                m.momentum = None  # its statistics are those of the images below, as if trained
-        with torch.no_grad():
-            net(torch.randn(32, 3, 32, 32))
-        return net.eval().requires_grad_(False)
-
-    record = SimpleNamespace(model=model)
-    with (
-        mock.patch.object(train, "load", load),
-        mock.patch.object(train, "get", lambda _: record),
-        mock.patch.object(train.store, "find", lambda _: record),
-    ):
-        return train.setup(run)
+    x = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+    names = tuple(map(str, range(K)))
+    data = tensors(x, y, x[:K], y[:K], names=names, mean=LIKE.mean, std=LIKE.std)
+    students = build_students(planned, data.shape, K)
+    teacher = trained(build(o.teacher, 3, K)) if planned.teacher else None
+    state = train.prepare(planned.method, students, data, teacher, planned.run, 0, "auto")
+    state.callbacks = [Finite(), History()]
+    return state
 
 
-def kdkit(case: str, o: argparse.Namespace) -> Iterator[None]:
-    """kdkit's loop, with what `train_epoch` keeps of each step; one `next` is one step."""
+def trained(net: nn.Module) -> nn.Module:
+    """The network, frozen, with the statistics of random images, as if it had been trained."""
+    for m in net.train().modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.momentum = None  # the mean of what it sees
+    with torch.no_grad():
+        net(torch.randn(32, 3, 32, 32))
+    return net.eval().requires_grad_(False)
+
+
+def kdkit(case: str, o: argparse.Namespace) -> Callable[[int], None]:
+    """kdkit's loop, as a function that takes so many steps: the last ones of an epoch."""
     torch.manual_seed(0)
-    job = job_of(case, o)
-    run, order, sums = job.run, torch.Generator().manual_seed(0), {}
-    job.students.train()
-    job.method.train()
-    while True:
-        for x, y, index in job.data.batches(True, run.batch, run.augment, order):
-            terms, z = train.train_step(job, x, y, index)
-            right = (z.reshape(-1, *z.shape[-2:]).argmax(-1) == y).float().mean(-1)  # (m,)
-            for k, v in (terms | {"right": right}).items():
-                sums[k] = sums[k] + v if k in sums else v.clone()
-            job.step += 1
-            yield
-        job.step = 0
+    state = state_of(case, o)
+
+    def take(steps: int) -> None:
+        while steps:
+            now = min(steps, state.steps)
+            state.step = state.steps - now
+            train.train_epoch(state)
+            steps -= now
+
+    return take
 
 
 # Measuring --------------------------------------------------------------------------------------
@@ -256,22 +246,21 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def timed(loop: Iterator[None], steps: int) -> float:
+def timed(take: Callable[[int], None], steps: int) -> float:
     """Seconds that so many steps take."""
     began = time.perf_counter()
-    for _ in range(steps):
-        next(loop)
+    take(steps)
     wait()
     return time.perf_counter() - began
 
 
-def kernel_share(loop: Iterator[None]) -> float:
+def kernel_share(take: Callable[[int], None]) -> float:
     """The part of one step that the convolution operators take, 0 to 1."""
     kinds, clock = [torch.profiler.ProfilerActivity.CPU], "self_cpu_time_total"
     if torch.cuda.is_available():
         kinds, clock = [*kinds, torch.profiler.ProfilerActivity.CUDA], "self_device_time_total"
     with torch.profiler.profile(activities=kinds) as seen:
-        seconds = timed(loop, 1)
+        seconds = timed(take, 1)
     spent = sum(getattr(e, clock) for e in seen.key_averages() if CONVOLUTION.match(e.key))
     return spent / 1e6 / seconds
 
@@ -281,11 +270,11 @@ def serve(pipe, side, case: str, o: argparse.Namespace) -> None:
     None ends it."""
     os.dup2(2, 1)  # what libraries print must not get between the JSON
     torch.set_num_threads(o.threads)
-    loop = side(case, o)
-    timed(loop, 2)  # warm-up
+    take = side(case, o)
+    timed(take, 2)  # warm-up
     pipe.send("ready")
     for asked in iter(pipe.recv, None):
-        pipe.send(kernel_share(loop) if asked == "share" else timed(loop, asked))
+        pipe.send(kernel_share(take) if asked == "share" else timed(take, asked))
 
 
 @contextmanager

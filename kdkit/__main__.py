@@ -1,6 +1,6 @@
 """`python -m kdkit`: the command line."""
 
-from .cli import main
+from .study.cli import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

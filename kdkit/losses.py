@@ -11,10 +11,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def ce(z: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy. z: (..., B, K), y: (B,) int64 -> (...,), in nats."""
+def ce(z: Tensor, y: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy. z: (..., B, K), y: (B,) int64 -> (...,), in nats.
+
+    class_weights: (K,): the mean over the batch is then weighted by the weight of each image's
+    class, as in torch's cross_entropy.
+    """
     picked = F.log_softmax(z, -1).gather(-1, y.expand(z.shape[:-1]).unsqueeze(-1))  # (..., B, 1)
-    return -picked.squeeze(-1).mean(-1)
+    picked = picked.squeeze(-1)  # (..., B)
+    if class_weights is None:
+        return -picked.mean(-1)
+    weights = class_weights[y]  # (B,)
+    return -(picked * weights).sum(-1) / weights.sum()
 
 
 def _plogp(p: Tensor) -> Tensor:

@@ -5,7 +5,17 @@ z: logits (..., N, K); a group's lead with m. Everything is computed in float64.
 
 import numpy as np
 
+from .fields import Registry
+
 Array = np.ndarray
+# A record computes these from its stored logits: functions (z (m, N, K), y (N,)) -> number or (m,).
+METRICS = Registry("metric")
+metric = METRICS.decorator
+
+
+def list_metrics() -> list[str]:
+    """Names of the metrics that a record computes from its stored logits."""
+    return list(METRICS)
 
 
 def softmax(z: Array, T: float = 1.0) -> Array:
@@ -57,13 +67,24 @@ def entropy(p: Array) -> Array:
     return -(p * np.log(np.where(p > 0, p, 1))).sum(-1)
 
 
+def kl_divergence(p: Array, q: Array) -> float:
+    """KL(p||q) in nats, of two distributions (K,) without zeros."""
+    return float((p * (np.log(p) - np.log(q))).sum())
+
+
+def confidence_bins(confidence: Array, bins: int) -> Array:
+    """The number, from 0, of each confidence's bin among `bins` equal ones, (low, high] each; 0
+    goes to the first. (...,) -> (...,) int64."""
+    return np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
+
+
 def calibration_error(p: Array, y: Array, bins: int = 15) -> float:
     """Expected calibration error of the top class over equal bins of confidence (Guo et al.
     2017). p: (N, K), y: (N,)."""
     p = np.asarray(p, np.float64)
     sure, right = p.max(-1), p.argmax(-1) == np.asarray(y)
-    at = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.bincount(at, sure - right, bins)  # per bin: sum of confidence minus accuracy
+    # For each bin the sum of confidence minus accuracy.
+    gap = np.bincount(confidence_bins(sure, bins), sure - right, bins)
     return float(np.abs(gap).sum() / len(p))
 
 
@@ -90,15 +111,18 @@ def report(z: Array, y: Array, peers: int, deployed: int | None, teacher: Array 
     return out if teacher is None else out | {"teacher_top1": 100 * float(top(teacher, y))}
 
 
-def summary(values) -> tuple[int, float, float]:
-    """(n, mean, standard deviation with n-1; nan for one value)."""
-    v = np.asarray(list(values), np.float64)
-    return len(v), float(v.mean()), float(v.std(ddof=1)) if len(v) > 1 else float("nan")
+def nll(z: Array, y: Array) -> Array:
+    """Mean negative log-likelihood of the true class, in nats. (..., N, K), (N,) -> (...,)."""
+    log_p = np.log(np.maximum(softmax(z), 1e-300))
+    return -log_p[..., np.arange(len(y)), y].mean(-1)
 
 
-def paired(ours: Array, control: Array) -> tuple[int, float, float]:
-    """(n, mean difference, half width of its 95 % interval by Student's t) over paired seeds."""
-    d = np.asarray(ours, np.float64) - np.asarray(control, np.float64)
-    n, mean, std = summary(d)
-    t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-    return n, mean, t.get(n, 1.96 + 2.4 / n) * std / np.sqrt(n) if n > 1 else float("nan")
+METRICS.update(
+    nll=nll,
+    top1=lambda z, y: 100 * top(z, y),
+    top5=lambda z, y: 100 * top(z, y, 5),
+    brier=lambda z, y: ((softmax(z) - np.eye(z.shape[-1])[y]) ** 2).sum(-1).mean(-1),
+    entropy=lambda z, y: entropy(softmax(z)).mean(-1),
+    correlation_number=lambda z, y: correlation_number(softmax(z)).mean(-1),
+    calibration_error=lambda z, y: np.array([calibration_error(p, y) for p in softmax(z)]),
+)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdkit import cli
+from kdkit.methods import METHODS
+from kdkit.study import cli
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -50,6 +51,15 @@ def runs(tmp_path, monkeypatch):
     """An empty store."""
     monkeypatch.setenv("KDKIT_RUNS", str(tmp_path / "runs"))
     return tmp_path / "runs"
+
+
+@pytest.fixture
+def own_methods():
+    """The methods' registry; what a test defines is forgotten after it."""
+    before = dict(METHODS)
+    yield METHODS
+    METHODS.clear()
+    METHODS.update(before)
 
 
 @pytest.fixture

@@ -49,31 +49,43 @@ def test_json():
 
 @pytest.mark.parametrize("case", ["baseline", "kd", "okddip"])
 def test_both_sides_have_the_same_networks(bench, tiny, case):
-    job, x = bench.job_of(case, tiny), torch.randn(2, 3, 32, 32)
+    state, x = bench.state_of(case, tiny), torch.randn(2, 3, 32, 32)
     plain = bench.ResNet(tiny.student, bench.M if case == "okddip" else 1)
-    assert count(job.students, x) == count(plain, x)
-    assert (job.teacher is not None) == (case == "kd")
+    assert count(state.students, x) == count(plain, x)
+    assert (state.teacher is not None) == (case == "kd")
 
 
 def test_both_sides_have_the_same_losses(bench, tiny):
     g = torch.Generator().manual_seed(0)
     z, h = torch.randn(4, 5, bench.K, generator=g), torch.randn(4, 5, 64, generator=g)
     y = torch.randint(bench.K, (5,), generator=g)
-    method = bench.job_of("okddip", tiny).method
-    terms = method.terms(Out(z, (), (), h), y, None, Step(y, 0, 300, g))
+    method = bench.state_of("okddip", tiny).method
+    step = Step(y, 0, 300, g)
+    terms = method.terms(Out(z, (), (), h), y, None, step)
     ours = sum(v * (0.5 if k in method.ramped else 1) for k, v in terms.items())
     theirs = bench.okddip_loss(list(z), list(h), y, method.Wq, method.Wk, 0.5)
     torch.testing.assert_close(ours, theirs)
-    method = bench.job_of("kd", tiny).method
-    kd = method.terms(Out(z[0], (), (), h[0]), y, Out(z[1], (), (), h[1]), None)["kd"]
+    method = bench.state_of("kd", tiny).method
+    kd = method.terms(Out(z[0], (), (), h[0]), y, Out(z[1], (), (), h[1]), step)["kd"]
     torch.testing.assert_close(kd, bench.distil(z[0], z[1]))
 
 
 @pytest.mark.parametrize("case", ["baseline", "kd", "okddip"])
-def test_a_step_of_each_loop(bench, tiny, case):
-    loop = bench.kdkit(case, tiny)
-    assert bench.timed(loop, 2) > 0
-    assert 0 < bench.kernel_share(loop) < 1
+def test_a_step_of_each_loop(bench, tiny, case, monkeypatch):
+    steps, forward_terms = [], bench.train.forward_terms
+
+    def counted(state, *args):
+        steps.append(state.step)
+        return forward_terms(state, *args)
+
+    monkeypatch.setattr(bench.train, "forward_terms", counted)
+    take = bench.kdkit(case, tiny)
+    assert bench.timed(take, 2) > 0 and steps == [23, 24]  # the last of 25
+    assert 0 < bench.kernel_share(take) < 1 and steps.pop() == 24
+    take(26)
+    assert steps == [23, 24, *range(25), 24]
+    plain = bench.plain(case, tiny)
+    assert bench.timed(plain, 1) > 0
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from torch import nn
 
-from kdkit import batch, cli, data, models, store, train
-from kdkit.config import preset
-from kdkit.methods import methods
+from kdkit import data, fields, metrics, models
+from kdkit.methods import list_methods
+from kdkit.study import cli, files, store, sweep
+from kdkit.study import runs as study_runs
+from kdkit.study.plans import plan, preset
 
 TINY = ["--preset", "smoke", "--set", "epochs=1", "--set", "n_train=100"]
 KEYS = {
@@ -35,7 +38,6 @@ KEYS = {
     "weights_sha256",
 }
 OWN = """
-from kdkit.losses import ce
 from kdkit.methods import Method
 
 print("a learner's module may print")
@@ -46,7 +48,7 @@ class Half(Method):
     half: float = 0.5
 
     def terms(self, s, y, t, step):
-        return {"ce": ce(s.logits, y) * self.half}
+        return {"ce": step.ce(s.logits, y) * self.half}
 """
 
 
@@ -65,7 +67,7 @@ class Half(Method):
         ("train kd --set Tt=1", "did you mean T"),
         ("train kd --set T", "field=value"),
         ("train kd --set T=x", "float"),
-        ("train kd --set T=0", "> 0"),
+        ("train kd --set T=0", "at least 0.01"),
         ("train kd --set epochs=0", "at least 1"),
         ("train kd --set method=kd", "unknown field"),
         ("train kd --student resnet9", "did you mean resnet8"),
@@ -96,7 +98,7 @@ def test_an_empty_method_is_refused(runs, call):
 
 
 def test_missing_data_is_exit_2_and_names_the_command(runs, call, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "home", lambda: tmp_path)
     monkeypatch.delenv("KDKIT_DATA", raising=False)
     code, out, err = call("train", "baseline", "--data", "cifar100", *TINY, "--json")
     assert (code, out, len(err)) == (2, "", 1)
@@ -104,7 +106,13 @@ def test_missing_data_is_exit_2_and_names_the_command(runs, call, monkeypatch, t
 
 
 @pytest.mark.parametrize(
-    "what, known", [("methods", methods), ("models", models.models), ("datasets", data.datasets)]
+    "what, known",
+    [
+        ("methods", list_methods),
+        ("models", models.list_models),
+        ("datasets", data.list_datasets),
+        ("metrics", metrics.list_metrics),
+    ],
 )
 def test_list_gives_one_name_a_line(what, known, call):
     code, out, err = call("list", what)
@@ -131,6 +139,69 @@ def test_train_json(runs, call):
     assert code == 0 and told["id"] in out and f"{told['top1_deployed']:.2f}" in out
     code, out, _ = call("doctor")
     assert code == 0 and "2 finished" in out and "precision" in out
+
+
+def test_fields_are_parsed_once(runs, call, monkeypatch):
+    """From the words of the command line to the trained record, and to what is printed of it."""
+    counts, parse = {}, fields.Field.parse
+
+    def counted(self, value):
+        counts[self.name] = counts.get(self.name, 0) + 1
+        return parse(self, value)
+
+    monkeypatch.setattr(fields.Field, "parse", counted)
+    code, out, _ = call("train", "kd", "--preset", "smoke", "--set", "T=2")
+    assert code == 0 and "KD (T=2), seed 0" in out
+    assert counts["T"] == 1
+
+
+def shallow(channels, classes):
+    """A network of two maps: fewer than a ResNet has."""
+    stem = nn.Sequential(nn.Conv2d(channels, 8, 3, 2, 1), nn.ReLU())
+    stage = nn.Sequential(nn.Conv2d(8, 16, 3, 4, 1), nn.ReLU())
+    return models.Net([stem, stage], width=16, classes=classes)
+
+
+def bare(channels, classes):
+    """A network that gives logits alone."""
+    return nn.Sequential(nn.AvgPool2d(7), nn.Flatten(), nn.Linear(16 * channels, classes))
+
+
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        ("fitnet --set layer=4", "unknown layer 4"),
+        ("fitnet --student shallow", "unknown layer 2"),
+        ("fitnet --student shallow --set layer=1", "no regressor"),
+        ("at --student shallow", "equally many"),
+        ("rkd --student bare", "pooled feature"),
+        ("fitnet --teacher bare", "feature maps"),
+        (
+            "okddip_kd --student resnet8_w0.25,resnet8_w0.5,resnet8_w0.25,resnet8_w0.25 --set "
+            "based=network",
+            "need one width",
+        ),
+        (
+            "okddip --student resnet8_w0.25,resnet8_w0.5,resnet8_w0.25,resnet8_w0.25 --set "
+            "based=network",
+            "need one width",
+        ),
+        ("kd --set class_weights=1,2", "class_weights"),
+        ("kdcl --set with_teacher=1 --set batch=200", "batch=200"),
+        (
+            "kdcl --set form=general --set with_teacher=1 --set batch=95",
+            "batch=95: lesson_few has 90",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_told_before_a_teacher_is_trained(
+    args, says, runs, call, monkeypatch
+):
+    monkeypatch.setitem(models.base._REGISTRY, "shallow", shallow)
+    monkeypatch.setitem(models.base._REGISTRY, "bare", bare)
+    code, out, err = call("train", *args.split(), *TINY)
+    assert (code, out, len(err)) == (2, "", 1) and says in err[0]
+    assert not list(runs.iterdir())
 
 
 def test_a_loss_that_is_not_finite_is_exit_1_and_one_line(runs, call):
@@ -173,26 +244,26 @@ def test_gc_tells_before_it_clears(runs, call):
 
 def test_plan_puts_a_teacher_first_and_once(runs):
     asked = [preset("smoke", method=m, seed=s) for m in ("kd", "edckd") for s in (0, 1)]
-    jobs = batch.plan([*asked, asked[0]])
+    jobs = sweep.missing([*asked, asked[0]])
     order = list(jobs)
     assert len(order) == 6  # four runs, kd's teacher, edckd's own
     for key, job in jobs.items():
         assert (
             job.needs
             and all(order.index(n) < order.index(key) for n in job.needs)
-            or (job.order["run"]["method"] in ("baseline", "dckd"))
+            or (job.payload["run"]["method"] in ("baseline", "dckd"))
         )
 
 
 def test_sweep_goes_on_after_a_failure_and_reports_it(runs, capsys):
     sound = preset("smoke", method="baseline", epochs=1, n_train=100)
-    bad, after = sound.but(lr=1e30), sound.but(method="kd", lr=1e30)
-    failed = batch.sweep([bad, sound, after], workers=2)
+    bad, after = sound.replace(lr=1e30), sound.replace(method="kd", lr=1e30)
+    failed = sweep.sweep([bad, sound, after], workers=2)
     assert store.find(sound) is not None and store.find(bad) is None
     why = list(failed.values())
     assert len(why) == 2 and "not finite" in why[0] and "needs failed" in why[1]
     assert cli.report(failed, "") == 1 and "failed: Baseline" in capsys.readouterr().err
-    assert batch.sweep([sound]) == {}
+    assert sweep.sweep([sound]) == {}
 
 
 def children(pid):
@@ -240,15 +311,15 @@ def test_a_stopped_sweep_stops_its_workers_which_save(runs, number):
 
 
 def test_an_interrupted_run_is_exit_130_and_goes_on(runs, call, monkeypatch):
-    def stop(job):
+    def stop(state):
         os.kill(os.getpid(), signal.SIGINT)
 
     run = preset("smoke", method="baseline", epochs=2, n_train=100)
-    real = train.get
-    monkeypatch.setattr(train, "get", lambda run, fresh=False: real(run, fresh, on_epoch=stop))
+    real = study_runs.get
+    monkeypatch.setattr(study_runs, "get", lambda run, fresh=False: real(run, fresh, on_epoch=stop))
     asked = ["train", "baseline", *TINY, "--set", "epochs=2", "--json"]
     code, out, err = call(*asked)
     assert (code, out, len(err)) == (130, "", 1) and "goes on from there" in err[0]
-    monkeypatch.setattr(train, "get", real)
+    monkeypatch.setattr(study_runs, "get", real)
     told = json.loads(call(*asked)[1])
-    assert told["resumed_at"] == 1 and told["id"] == store.run_id(run)
+    assert told["resumed_at"] == 1 and told["id"] == plan(run).id

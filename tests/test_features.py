@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from kdkit.config import Run, preset
 from kdkit.losses import attention_map, map_difference
-from kdkit.methods import AT, FT, OFD, FitNet, Probe, ReviewKD, Step, make, resolve
+from kdkit.methods import AT, FT, OFD, FitNet, Probe, ReviewKD, Step
 from kdkit.methods.hints import regressor
 from kdkit.methods.ofd import margin, partial_l2
 from kdkit.methods.review import ABF, hcl
 from kdkit.models import Out, build
-from kdkit.papers import cells
+from kdkit.study.papers import cells
+from kdkit.study.plans import plan, preset
 
 METHODS = [FitNet, AT, FT, OFD, ReviewKD]
 STEP = Step(torch.arange(4), 1, 20, torch.Generator())
@@ -205,7 +205,7 @@ def test_ft_learns_its_paraphraser_and_then_leaves_it():
 
     losses = []
     for _ in range(60):
-        first = method.first_terms(t, y, STEP._replace(epoch=-1))
+        first = method.pretrain_terms(t, y, STEP._replace(epoch=-1))
         assert set(first) == {"reconstruction"}
         losses.append(first["reconstruction"].item())
         assert step(sum(first.values())) == {"encoder", "decoder"}
@@ -215,12 +215,12 @@ def test_ft_learns_its_paraphraser_and_then_leaves_it():
 
 
 def test_ft_first_stage_is_a_fraction_of_the_epochs():
-    assert [FT().first_epochs(n) for n in (240, 20, 3, 1)] == [30, 2, 1, 1]
-    assert FT(first=0).first_epochs(240) == 0
-    paper = make(preset("dckd_paper", method="ft"))
-    assert paper.first_epochs(930) == 30
+    assert [FT().pretrain_epochs(n) for n in (240, 20, 3, 1)] == [30, 2, 1, 1]
+    assert FT(first=0).pretrain_epochs(240) == 0
+    paper = plan(preset("dckd_paper", method="ft")).method
+    assert paper.pretrain_epochs(930) == 30
     rate = {
-        s: FT().first_lr(Run(student=s, lr=0.05))
+        s: plan(preset("lesson", method="ft", student=s)).method.pretrain_rate(0.05)
         for s in ("resnet20", "wrn_16_2", "vgg8", "mobilenetv2")
     }
     assert rate == {"resnet20": 0.01, "wrn_16_2": 0.01, "vgg8": 0.05, "mobilenetv2": 0.05}
@@ -323,7 +323,7 @@ def test_reviewkd_warms_up_from_nothing():
 
 def test_reviewkd_weighs_each_pair_as_its_authors_do():
     weight = {
-        p: make(preset("dckd_paper", method="reviewkd", teacher=p[0], student=p[1])).beta
+        p: plan(preset("dckd_paper", method="reviewkd", teacher=p[0], student=p[1])).method.beta
         for p in PAIRS
     }
     assert weight == {
@@ -342,13 +342,14 @@ def test_reviewkd_weighs_each_pair_as_its_authors_do():
         ("resnet50", "mobilenetv2"): 30,
     }
     mine = preset("dckd_paper", method="reviewkd", teacher="wrn_40_2", student="wrn_16_2", beta=2)
-    assert make(mine).beta == 2 and dict(resolve(mine).params)["beta"] == 2
-    assert ReviewKD().beta == 1 and make(mine).ramp(20, 930) == 1 > make(mine).ramp(19, 930)
+    mine = plan(mine)
+    assert mine.method.beta == 2 and dict(mine.run.params)["beta"] == 2
+    assert ReviewKD().beta == 1 and mine.method.ramp(20, 930) == 1 > mine.method.ramp(19, 930)
 
 
 def test_imagenet_has_its_own_values():
     run = preset("dckd_paper", epochs=210, teacher="resnet34_imagenet", student="resnet18_imagenet")
-    review, ofd = (make(run.but(method=name)) for name in ("reviewkd", "ofd"))
+    review, ofd = (plan(run.replace(method=name)).method for name in ("reviewkd", "ofd"))
     assert (review.beta, review.preact, ofd.beta) == (1.0, True, 1e-4)
     assert (review.ramp(0, 210), review.ramp(1, 210)) == (0, 1)
     assert (ReviewKD().preact, OFD().beta) == (False, 1e-3)

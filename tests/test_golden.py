@@ -10,7 +10,6 @@ import os
 import re
 import sys
 import zlib
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdkit import metrics
-from kdkit.config import Run
-from kdkit.losses import ce
+from kdkit.fields import fields
+from kdkit.losses import kl_T, others_mean
 from kdkit.methods import (
     AT,
     CC,
@@ -44,13 +43,16 @@ from kdkit.methods import (
     Probe,
     ReviewKD,
     Step,
-    fields,
+    list_methods,
     method_class,
-    methods,
 )
 from kdkit.methods.crd import contrast
+from kdkit.methods.kdcl import best_mix, error_covariance, group_target
+from kdkit.methods.okddip import attend
+from kdkit.methods.online import EPS
 from kdkit.methods.review import hcl
 from kdkit.models import Branches, Out, Peers, build, count
+from kdkit.recipe import Recipe, learning_rate
 
 FOLDER = Path(os.environ.get("KDKIT_GOLDEN") or Path(__file__).with_name("golden"))
 STEP = Step(torch.arange(0), 0, 1, torch.Generator().manual_seed(0))
@@ -115,21 +117,10 @@ def total(method, terms, ramp=1.0):
     return sum(w * (ramp if k in method.ramped else 1.0) * terms[k] for k, w in weights.items())
 
 
-@contextmanager
-def heard(cls, *names):
-    """What the method's module passes to its losses: name -> [(arguments, result)]."""
-    module = sys.modules[cls.__module__]
-    calls = {name: [] for name in names}
-
-    def listen(name, real):
-        def call(*args):
-            calls[name].append((args, real(*args)))
-            return calls[name][-1][1]
-
-        return call
-
-    with mock.patch.multiple(module, **{n: listen(n, getattr(module, n)) for n in names}):
-        yield calls
+def whole(term, each):
+    """`each`, a value for each student, if the method's term is their sum."""
+    assert torch.allclose(term, each.sum(), rtol=1e-10, atol=1e-13)
+    return each
 
 
 def kd_loss(c, x):
@@ -195,10 +186,10 @@ def hint(c, x):
 def at(c, x):
     assert c["p"] == 2
     f_s, f_t = maps(x, "f_s"), maps(x, "f_t")
-    with heard(AT, "map_difference") as calls:
-        loss = hinted(AT(), (f_s[0], *f_s), (f_t[0], *f_t))["attention"]  # f0 is not compared
+    loss = hinted(AT(), (f_s[0], *f_s), (f_t[0], *f_t))["attention"]  # f0 is not compared
     loss.backward()
-    each = [d.square().mean() for _, d in calls["map_difference"]]
+    pairs = zip(f_s, f_t, strict=True)
+    each = [hinted(AT(), (f, f), (g, g))["attention"] for f, g in pairs]  # of one stage
     return {f"loss{i}": v for i, v in enumerate(each)} | {"loss": loss}
 
 
@@ -226,12 +217,11 @@ def ft(c, x):
         assert len(ours) == sum(k.startswith(name) and k.endswith("weight") for k in x)
         for i, layer in enumerate(ours):
             plant(layer, weight=x[f"{name}_{i}_weight"], bias=x[f"{name}_{i}_bias"])
-    with heard(FT, "map_difference") as calls:
-        loss = hinted(method, f_s, f_t)["factor"]
+    loss = hinted(method, f_s, f_t)["factor"]
     loss.backward()
     assert x["par_enc_0_weight"].grad is None and f_t[0].grad is None
-    (factor_s, factor_t), _ = calls["map_difference"][0]
-    first = method.first_terms(group(f_t[0], None, f_t), None, STEP)
+    factor_s, factor_t = method.translator(*f_s), method.encoder(*f_t)
+    first = method.pretrain_terms(group(f_t[0], None, f_t), None, STEP)
     return {
         "factor_s": factor_s,
         "factor_t": factor_t,
@@ -376,34 +366,41 @@ def crd_contrast(c, x):
 
 def kdcl(form):
     def handler(c, x):
-        z, y = x["logits"], x["labels"]
-        method = KDCL(m=len(z), form=form, T=c["T"], lam=c["lambda"])
+        z, y, T = x["logits"], x["labels"], c["T"]
+        method = KDCL(m=len(z), form=form, T=T, lam=c["lambda"])
         method.build(probe(group(z), y))
-        with heard(KDCL, "chosen", "best_mix", "ce", "kl") as calls:
-            loss = total(method, method.terms(group(z), y, None, STEP))
+        terms = method.terms(group(z), y, None, STEP)
+        loss = total(method, terms)
         loss.backward()
-        ((_, target),), (_, kl) = calls["chosen"], calls["kl"][-1]
+        z = z.detach()
+        target = group_target(z, y, form)
         got = {
             "loss": loss,
-            "ce": calls["ce"][-1][1],
-            "kd": c["T"] ** 2 * kl,
+            "ce": whole(terms["ce"], STEP.ce(z, y)),
+            "kd": whole(terms["target"], kl_T(z, target.expand_as(z), T)),
             "target_logits": target,
         }
-        for _, alpha in calls["best_mix"]:
-            got |= {"alpha": alpha, "ce_of_target": ce(target, y)}
+        if form == "linear":
+            got |= {"alpha": best_mix(z, y), "ce_of_target": STEP.ce(target, y)}
         return got
 
     return handler
 
 
 def kdcl_general(c, x):
-    z, y = x["logits"], torch.zeros(x["logits"].shape[1], dtype=torch.int64)
-    method = KDCL(m=len(z), form="general", T=c["T"], signed=True)
+    z, T = x["logits"], c["T"]
+    _, B, K = z.shape
+    y = torch.zeros(B, dtype=torch.int64)
+    method = KDCL(m=len(z), form="general", T=T, signed=True)
     method.build(probe(group(z), y))
-    with torch.no_grad(), heard(KDCL, "errors", "kl") as calls:
+    with torch.no_grad():
         method.refresh(x["val_logits"], x["val_labels"], None)
-        method.terms(group(z), y, None, STEP)
-    return {"C": calls["errors"][0][1], "w": method.w, "target_prob": calls["kl"][0][0][0]}
+    term = method.terms(group(z), y, None, STEP)["target"]
+    (gradient,) = torch.autograd.grad(term, z)  # T / B (softmax(z/T) - q) for each student
+    q = F.softmax(z.detach() / T, -1) - B / T * gradient
+    assert torch.allclose(q, q[:1].expand_as(q), rtol=1e-10)  # one target for all
+    C = error_covariance(x["val_logits"], x["val_labels"])
+    return {"C": C, "w": method.w, "target_prob": q[0]}
 
 
 def dckd(c, x):
@@ -420,12 +417,19 @@ def dckd(c, x):
         collection=c["collection"],
         detach_collection=c["detach_collection"],
     )
-    with heard(DCKD, "ce", "kl_T") as calls:
-        terms = method.terms(group(z), x["labels"], group(x["z_t"]), STEP)
+    terms = method.terms(group(z), x["labels"], group(x["z_t"]), STEP)
     loss = total(method, terms)
     loss.backward()
-    (_, ce), (_, kd), (_, col) = calls["ce"] + calls["kl_T"]
-    return {"loss": loss, "collection": method.collect(z), "ce": ce, "kd": kd, "col": col}
+    z = z.detach()
+    collection = method.collect(z)
+    p, q = (z, collection) if c["reverse"] else (collection, z)  # KL(p || q)
+    return {
+        "loss": loss,
+        "collection": collection,
+        "ce": whole(terms["ce"], STEP.ce(z, x["labels"])),
+        "kd": whole(terms["teacher"], kl_T(z, x["z_t"].expand_as(z), c["T"])),
+        "col": whole(terms["collection"], kl_T(q, p, c["tau"])),
+    }
 
 
 def dml(c, x):
@@ -438,10 +442,11 @@ def dml(c, x):
 def dml_original(c, x):
     method = DML(m=2, T=c["T"], alpha=c["lambda"], detach=True, eps=0.0)
     z = torch.stack([x["z1"], x["z2"]])
-    with heard(DML, "ce", "kl_T") as calls:
-        total(method, method.terms(group(z), x["labels"], None, STEP)).backward()
-    each = calls["ce"][0][1] + method.alpha * calls["kl_T"][0][1]  # (2,): one loss a network
-    return {"loss1": each[0], "loss2": each[1]}
+    loss = total(method, method.terms(group(z), x["labels"], None, STEP))
+    loss.backward()
+    each = STEP.ce(z, x["labels"]) + method.alpha * kl_T(z, others_mean(z), c["T"])
+    first, second = whole(loss, each)  # one loss a network
+    return {"loss1": first, "loss2": second}
 
 
 def okddip(c, x):
@@ -450,11 +455,12 @@ def okddip(c, x):
     method.build(probe(group(z, h), x["labels"]))
     plant(method.Wq, weight=x["Wq"])
     plant(method.Wk, weight=x["Wk"])
-    with heard(OKDDip, "attend", "mix") as calls:
-        terms = method.terms(group(z, h), x["labels"], None, STEP)
-    (_, attention), (_, q) = calls["attend"][0], calls["mix"][0]
-    targets = torch.einsum("bac,cbk->abk", attention, z[: method.peers()])
-    assert torch.allclose(F.softmax(targets / method.T, -1), q, rtol=1e-10)  # what is used
+    terms = method.terms(group(z, h), x["labels"], None, STEP)
+    peers, h_peers = z[: method.peers()], h[: method.peers()]
+    attention = attend(h_peers, "learned", method.Wq, method.Wk, STEP.generator)
+    assert torch.allclose(attention.mean(0), method.seen["attention"], rtol=1e-10)
+    targets = torch.einsum("bac,cbk->abk", attention, peers)
+    whole(terms["peers"], method.distil(peers, F.softmax(targets / method.T, -1)))  # what is used
     loss = total(method, terms, c["consistency_weight"])
     loss.backward()
     grads = {f"grad_{k}{i}": g for k in ("logits", "feats") for i, g in enumerate(x[k].grad)}
@@ -485,15 +491,17 @@ def branches(cls):
             method.bn.register_forward_hook(
                 lambda layer, args, out: got.update(gate=F.softmax(F.relu(out), -1))
             )
-        with heard(cls, "kl_T") as calls:
-            terms = method.terms(s, x["labels"], None, STEP)
+        terms = method.terms(s, x["labels"], None, STEP)
         loss = total(method, terms, c["consistency_weight"])
         loss.backward()
-        if "gate" in got:
+        if "gate" in got:  # ONE: one target for all
             assert torch.allclose(got["gate"].mean(0), method.seen["gate"])
-        for (_, target, *_), _ in calls["kl_T"]:
-            got["target_logits"] = target[0] if "gate" in got else target  # ONE: one for all
+            got["target_logits"] = torch.einsum("bm,mbk->bk", got["gate"], z)
+        elif method.ramped:
+            got["target_logits"] = others_mean(z)
         distilled = sum((terms[k] for k in method.ramped), torch.zeros((), dtype=z.dtype))
+        if method.ramped:  # the targets are what is used
+            whole(distilled, kl_T(z, got["target_logits"].expand_as(z), method.T, EPS))
         return got | {"loss": loss, "loss_true": total(method, terms, 0.0), "loss_group": distilled}
 
     return handler
@@ -527,26 +535,24 @@ def ramp_up(c, x):
 
 
 def lr_step(c, x):
-    from kdkit.train import lr_at
-
     epochs = max(int(x["epoch1"].max()), *c["milestones"])
-    run = Run(
+    recipe = Recipe(
         lr=c["lr"],
         epochs=epochs,
         schedule="step",
         milestones=tuple(e / epochs for e in c["milestones"]),
     )
     assert c["rate"] == 0.1
-    return {"lr": [lr_at(run, e - 1) for e in x["epoch1"].tolist()]}
+    return {"lr": [learning_rate(recipe, e - 1) for e in x["epoch1"].tolist()]}
 
 
 def lr_sgdr(c, x):
-    from kdkit.train import lr_at
-
     epochs = max(int(x["epoch0"].max()) + 1, c["T_0"])
-    run = Run(lr=c["lr"], epochs=epochs, schedule="sgdr", T_0=c["T_0"] / epochs, T_mult=c["T_mult"])
+    recipe = Recipe(
+        lr=c["lr"], epochs=epochs, schedule="sgdr", T_0=c["T_0"] / epochs, T_mult=c["T_mult"]
+    )
     assert c["eta_min"] == 0
-    return {"lr": [lr_at(run, e) for e in x["epoch0"].tolist()]}
+    return {"lr": [learning_rate(recipe, e) for e in x["epoch0"].tolist()]}
 
 
 def fill(net):
@@ -788,7 +794,7 @@ def test_counts(id):
 
 def count_group(name, title, based, m, net, x, K, single):
     """Counts of a group with its method's layers, checked against arithmetic on one network."""
-    (cls,) = (method_class(n) for n in methods() if method_class(n).title == title)
+    (cls,) = (method_class(n) for n in list_methods() if method_class(n).title == title)
     method = cls(m=m, based=based)
     nets = [build(name, x.shape[1], K) for _ in range(m)]
     students = Branches(nets, method.at_split) if based == "branch" else Peers(nets)

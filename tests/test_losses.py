@@ -8,9 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from kdkit import losses, metrics
-from kdkit.config import Run, preset
-from kdkit.methods import DCKD, DML, EDCKD, KD, ONE, EnsembledStudent, OKDDip, OKDDipKD, Probe, Step
+from kdkit.methods import DCKD, DML, KD, ONE, EnsembledStudent, OKDDip, OKDDipKD, Probe, Step
 from kdkit.models import Out
+from kdkit.study import statistics
+from kdkit.study.plans import plan, preset
 
 EPS = 1e-7
 Y = torch.tensor([2, 0])
@@ -60,6 +61,16 @@ def test_ce_is_torchs():
     want = torch.stack([F.cross_entropy(one, Y) for one in z])
     assert torch.allclose(got, want, rtol=1e-12)
     assert torch.allclose(losses.ce(z[0], Y), F.cross_entropy(z[0], Y), rtol=1e-12)
+
+
+def test_weighted_ce_is_torchs():
+    z, weights = logits(3, 2, 5), torch.tensor([0.5, 1.0, 2.0, 0.0, 3.0], dtype=torch.float64)
+    got = losses.ce(z, Y, weights)
+    want = torch.stack([F.cross_entropy(one, Y, weights) for one in z])
+    assert torch.allclose(got, want, rtol=1e-12)
+    assert torch.allclose(losses.ce(z[0], Y, weights), F.cross_entropy(z[0], Y, weights))
+    even = losses.ce(z, Y, torch.full((5,), 7.0, dtype=torch.float64))
+    assert torch.allclose(even, losses.ce(z, Y), rtol=1e-12)
 
 
 def test_kl_by_hand():
@@ -392,24 +403,26 @@ def test_teacher_runs():
     run = preset(
         "lesson",
         method="edckd",
-        params={"m": 4, "collection": "avg"},
+        m=4,
+        collection="avg",
         seed=3,
         student="resnet14",
         teacher="resnet20",
         teacher_seed=5,
     )
-    first = EDCKD(m=4, collection="avg").teacher_run(run)
+    first = plan(run).teacher.run
     assert (first.method, first.seed, first.student) == ("dckd", 5, "resnet14")
     assert dict(first.params) == {"m": 4, "collection": "avg"}
-    plain = DCKD().teacher_run(first)
+    plain = plan(run).teacher.teacher.run
     assert (plain.method, plain.student, plain.seed) == ("baseline", "resnet20", 5)
-    assert plain.params == ()
-    alone = run.but(method="ensembled_student", params={"T": 2.0})
-    group = EnsembledStudent(T=2.0).teacher_run(alone)
+    assert plain.params == () and plan(first).teacher.run == plain == plan(plain).run
+    alone = run.replace(method="ensembled_student", params=(("T", 2.0),))
+    group = plan(alone).teacher.run
     assert (group.method, group.seed, group.student) == ("dckd", 5, "resnet14")
     assert "T" not in dict(group.params)
-    assert OKDDip().teacher_run(Run()) is None
-    assert KD().teacher_run(Run(student="resnet8", teacher="resnet14")).student == "resnet14"
+    assert plan(preset("lesson", method="okddip")).teacher is None
+    taught = preset("lesson", method="kd", student="resnet8", teacher="resnet14")
+    assert plan(taught).teacher.run.student == "resnet14"
 
 
 def test_ensembled_student_is_kd_with_dckds_weights():
@@ -472,9 +485,9 @@ def test_calibration_error_by_hand():
 
 
 def test_summary_and_paired():
-    assert metrics.summary([1, 2, 3]) == (3, 2.0, 1.0)
-    n, mean, std = metrics.summary([5.0])
+    assert statistics.summary([1, 2, 3]) == (3, 2.0, 1.0)
+    n, mean, std = statistics.summary([5.0])
     assert (n, mean) == (1, 5.0) and math.isnan(std)
-    n, mean, half = metrics.paired([3.0, 5.0, 7.0], [2.0, 3.0, 4.0])  # differences 1, 2, 3
+    n, mean, half = statistics.paired([3.0, 5.0, 7.0], [2.0, 3.0, 4.0])  # differences 1, 2, 3
     assert (n, mean) == (3, 2.0) and half == pytest.approx(4.303 / math.sqrt(3))
-    assert math.isnan(metrics.paired([1.0], [2.0])[2])
+    assert math.isnan(statistics.paired([1.0], [2.0])[2])

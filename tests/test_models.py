@@ -1,5 +1,11 @@
 """Networks, the registry, and groups of networks."""
 
+import copy
+import doctest
+import importlib
+import inspect
+import io
+from concurrent.futures import ThreadPoolExecutor
 from urllib.error import URLError
 
 import pytest
@@ -7,7 +13,21 @@ import torch
 import torchvision
 from torch import nn
 
-from kdkit.models import Branches, Net, Peers, build, count, models, pretrained
+from kdkit.models import (
+    Branches,
+    Net,
+    Out,
+    Peers,
+    as_out,
+    base,
+    build,
+    builder_of,
+    count,
+    list_models,
+    network,
+    wrap,
+)
+from kdkit.study.pretrained import pretrained
 
 X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -20,8 +40,8 @@ COUNTS = {
     "resnet110_bottleneck": (1_170_868, 167_453_696),
     "resnet18": (11_220_132, 555_468_800),
 }
-IMAGENET = [name for name in models() if name.endswith("_imagenet")]
-SMALL = [name for name in models() if name not in IMAGENET]
+IMAGENET = [name for name in list_models() if name.endswith("_imagenet")]
+SMALL = [name for name in list_models() if name not in IMAGENET]
 FIXED = (
     "wrn_16_1 wrn_16_2 wrn_40_1 wrn_40_2 vgg8 vgg11 vgg13 vgg16 vgg19 vgg16_okddip "
     "densenet_40_12 mobilenetv2 shufflenetv1 shufflenetv2"
@@ -58,7 +78,7 @@ def test_count_depends_on_neither_batch_nor_mode():
     assert not any(m._forward_hooks for m in net.modules())
 
 
-@pytest.mark.parametrize("name", [n for n in models() if n != "resnet110"])
+@pytest.mark.parametrize("name", [n for n in list_models() if n != "resnet110"])
 @pytest.mark.parametrize("c_in, classes", [(3, 100), (1, 7)])
 def test_contract(name, c_in, classes):
     """Shapes of every registered network, on images that it takes."""
@@ -131,7 +151,7 @@ def size(net):
     return sum(p.numel() for p in net.parameters())
 
 
-@pytest.mark.parametrize("name", [n for n in models() if n not in FIXED])
+@pytest.mark.parametrize("name", [n for n in list_models() if n not in FIXED])
 def test_resnets_take_a_width(name):
     thin, wide = (build(f"{name}_w{w}", 1, 10) for w in (0.125, 0.25))
     assert size(thin) < size(wide) and len(thin.parts) == len(wide.parts)
@@ -228,7 +248,7 @@ def test_channels_are_shuffled_after_the_relu():
         assert torch.equal(f[:, ::2], first) and torch.equal(f[:, 1::2], second)
 
 
-@pytest.mark.parametrize("name", [n for n in models() if "110" not in n])
+@pytest.mark.parametrize("name", [n for n in list_models() if "110" not in n])
 def test_batch_norms_of_stages(name):
     """Of the pre-activations' widths; those of no shortcut are the pre-activations."""
     net = build(name, 3, 10).eval()
@@ -478,3 +498,382 @@ def test_state_dict_goes_round():
     with torch.no_grad():
         assert torch.equal(one(X).logits, other(X).logits)
     assert all(isinstance(net, Net) for net in one.nets)
+
+
+# ---- own modules ----
+
+
+class Own(nn.Module):
+    """A convolution, an in-place ReLU, a stage, a classifier; also a layer that never runs."""
+
+    def __init__(self, classes=10):
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True)
+        self.stage = nn.Sequential(nn.Conv2d(8, 16, 3, 2), nn.BatchNorm2d(16), nn.ReLU())
+        self.spare, self.fc = nn.Linear(2, 2), nn.Linear(16, classes)
+
+    def forward(self, x):
+        return self.fc(self.stage(self.act(self.conv(x))).mean((2, 3)))
+
+
+class Answers(nn.Module):
+    """Returns what it was given."""
+
+    def __init__(self, result):
+        super().__init__()
+        self.result = result
+
+    def forward(self, x):
+        return self.result
+
+
+def resnet18():
+    torch.manual_seed(0)
+    return torchvision.models.resnet18(num_classes=10).eval()
+
+
+def mobilenet():
+    torch.manual_seed(0)
+    return torchvision.models.mobilenet_v3_small(num_classes=10).eval()
+
+
+def own():
+    torch.manual_seed(0)
+    return Own().eval()
+
+
+STAGES = ["relu", "layer1", "layer2", "layer3", "layer4"]
+WRAPPED = {  # module, arguments, widths and sizes of its features, width of the pooled one
+    "resnet18": (
+        resnet18,
+        dict(features=STAGES),
+        [(64, 16), (64, 8), (128, 4), (256, 2), (512, 1)],
+        512,
+    ),
+    "mobilenet": (
+        mobilenet,
+        dict(
+            features=["features.0", "features.3", "features.12"],
+            preacts=["features.0.1", "features.3.block.2.1", "features.12.1"],
+            head="classifier",
+        ),
+        [(16, 16), (24, 4), (576, 1)],
+        576,
+    ),
+    "own": (
+        own,
+        dict(features=["act", "stage"], preacts=["conv", "stage.1"]),
+        [(8, 30), (16, 14)],
+        16,
+    ),
+}
+
+
+@pytest.fixture(params=WRAPPED)
+def pair(request):
+    """A module, the same wrapped, and what its features look like."""
+    make, args, *shapes = WRAPPED[request.param]
+    module = make()
+    return module, wrap(module, **args), *shapes
+
+
+def one_line(error, *parts):
+    message = str(error.value)
+    assert "\n" not in message and all(part in message for part in parts), message
+
+
+def test_a_wrapped_module_is_the_plain_one(pair):
+    module, net, shapes, width = pair
+    plain = copy.deepcopy(module)
+    for mode in (False, True):
+        torch.manual_seed(1)
+        o = net.train(mode)(X)
+        torch.manual_seed(1)
+        assert torch.equal(o.logits, plain.train(mode)(X))
+        assert [(f.shape[1], f.shape[2]) for f in o.feats] == shapes
+        assert [p.shape for p in o.preacts] in ([], [f.shape for f in o.feats])
+        assert o.pooled.shape == (4, width)
+    state = net.state_dict()
+    assert list(state) == [f"module.{k}" for k in module.state_dict()]
+    assert all(torch.equal(v, state[f"module.{k}"]) for k, v in plain.state_dict().items())
+
+
+def test_gradients_reach_features_and_go_through_them(pair):
+    _, net, *_ = pair
+    o = net(X)
+    for f in (*o.feats, o.pooled):
+        assert torch.autograd.grad(o.logits.logsumexp(-1).sum(), f, retain_graph=True)[0].any()
+    sum(f.square().mean() for f in (*o.feats, *o.preacts)).backward()
+    assert next(net.parameters()).grad.any()
+
+
+def test_a_wrapped_module_is_copied_saved_and_moved(pair):
+    _, net, *_ = pair
+    with torch.no_grad():
+        before = net(X)
+        twin = copy.deepcopy(net)
+        for p in net.parameters():
+            p += 0.01
+        after = net(X)
+        assert torch.equal(twin(X).logits, before.logits)
+        assert all(map(torch.equal, twin(X).feats, before.feats))
+        assert not torch.equal(after.feats[0], before.feats[0])
+        file = io.BytesIO()
+        torch.save(net.state_dict(), file)
+        file.seek(0)
+        twin.load_state_dict(torch.load(file))
+        assert all(map(torch.equal, twin(X).feats, after.feats))
+        assert twin.to(torch.float64)(X.double()).feats[0].dtype == torch.float64
+    with torch.inference_mode():
+        assert torch.equal(net(X).logits, after.logits)
+
+
+def test_threads_share_a_wrapped_module(pair):
+    _, net, *_ = pair
+    images = [torch.full((1, 3, 32, 32), i / 4) for i in range(8)]
+    with torch.no_grad():
+        alone = [net(x) for x in images]
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(3):
+                for a, b in zip(alone, pool.map(torch.no_grad()(net), images), strict=True):
+                    assert all(map(torch.equal, a.feats, b.feats))
+                    assert torch.equal(a.pooled, b.pooled)
+
+
+def test_a_module_wrapped_twice_and_run_alone():
+    module = own()
+    one, two = wrap(module, ["act"]), wrap(module, ["act", "stage"], preacts=["conv", "stage.1"])
+    with torch.no_grad():
+        z = module(X)
+        assert len(one(X).feats) == 1 and len(two(X).preacts) == 2
+        assert torch.equal(wrap(two, ["module.act"])(X).feats[0], two(X).feats[0])  # one in another
+        assert torch.equal(z, module(X))
+
+
+def test_preactivations_are_read_before_an_inplace_relu():
+    with torch.no_grad():
+        stem, mine = (
+            wrap(resnet18(), ["relu"], preacts=["bn1"]),
+            wrap(own(), ["act"], None, ["conv"]),
+        )
+        for o, width in ((stem(X), 512), (mine(X), 16)):
+            ((f,), (p,)) = o.feats, o.preacts
+            assert torch.equal(f, p.relu()) and p.min() < 0 and o.pooled.shape == (4, width)
+
+
+@pytest.mark.parametrize(
+    "module, features",
+    [(resnet18, ["bn1"]), (resnet18, ["layer1.1.bn2"]), (own, ["conv"])],
+)
+def test_a_feature_that_is_changed_in_place(module, features):
+    with pytest.raises(ValueError) as error:
+        wrap(module(), features)(X)
+    one_line(error, repr(features[0]), "changed in place", "inplace=False")
+
+
+@pytest.mark.parametrize(
+    "args, parts",
+    [
+        (dict(features=["layr1"]), ["'layr1'", "did you mean layer"]),
+        (dict(features=["layer1"], head="fcc"), ["'fcc'", "did you mean fc"]),
+        (dict(features=["layer1", "layer1.0.rule"]), ["'layer1.0.rule'", "layer1.0.relu"]),
+        (dict(features=["layer1", "layer2"], preacts=["bn1"]), ["1 preacts for 2 features"]),
+    ],
+)
+def test_names_that_a_module_lacks(args, parts):
+    with pytest.raises(ValueError) as error:
+        wrap(resnet18(), **args)
+    one_line(error, *parts)
+
+
+@pytest.mark.parametrize(
+    "args, parts",
+    [
+        (dict(features=["layer1.0.relu"]), ["layer1.0.relu'", "2 times", "name another layer"]),
+        (dict(head="avgpool"), ["head 'avgpool'", "(4, 512, 1, 1)", "head=..."]),
+    ],
+)
+def test_layers_that_cannot_be_read(args, parts):
+    net = wrap(resnet18(), **args)
+    with pytest.raises(ValueError) as error:
+        net(X)
+    one_line(error, *parts)
+
+
+def test_a_layer_that_never_runs_or_gives_no_tensor():
+    with pytest.raises(ValueError, match="feature 'spare' ran 0 times"):
+        wrap(own(), ["spare"])(X)
+    with pytest.raises(ValueError, match="unknown layer 'mean'.*spare"):
+        wrap(own(), ["spare", "mean"])
+    with pytest.raises(ValueError, match="feature '1' is a tuple, not a tensor"):
+        wrap(nn.Sequential(own(), nn.LSTM(10, 4)), ["1"])(X)
+
+
+def test_a_forward_with_branches_of_its_own():
+    class Odd(Own):
+        def forward(self, x):
+            return super().forward(x) if x.sum() < 1e9 else x
+
+    assert wrap(Odd(), ["stage"])(X).feats[0].shape == (4, 16, 14, 14)
+
+
+def test_the_pooled_feature_is_the_heads_input():
+    assert wrap(own(), head="")(X).pooled is None
+    convs = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert wrap(convs)(X).pooled is None and wrap(convs)(X).feats == ()
+    net = wrap(own(), ["stage"])
+    with torch.no_grad():
+        o = net(X)
+        assert torch.equal(net.module.fc(o.pooled), o.logits)
+    ours = build("resnet8", 3, 10).eval()
+    assert torch.equal(wrap(ours, ["parts.1.blocks.0"], head="fc")(X).pooled, ours(X).pooled)
+
+
+@pytest.mark.parametrize("result", [{"out": X}, [X], (X, X), None, X, "logits"])
+def test_a_module_that_returns_no_logits(result):
+    what = str(tuple(X.shape)) if result is X else type(result).__name__
+    for call in (
+        lambda: wrap(Answers(result))(X),
+        lambda: Peers([Answers(result)])(X),
+        lambda: as_out(result),
+    ):
+        with pytest.raises(ValueError) as error:
+            call()
+        one_line(error, "logits (B, K)", what)
+
+
+def test_count_of_a_wrapped_module():
+    module = own()
+    assert count(module, X) == count(wrap(module, ["act", "stage"]), X)
+
+
+def test_as_out():
+    z = torch.zeros(2, 3)
+    assert as_out(z) == Out(z, (), (), None)
+    o = Out(z, (X,), (X,), None)
+    assert as_out(o) is o
+
+
+def test_wrapped_modules_compile_whole():
+    net = wrap(own(), ["act", "stage"], preacts=["conv", "stage.1"])
+    with torch.no_grad():
+        got, want = torch.compile(net, backend="eager", fullgraph=True)(X), net(X)
+    assert torch.allclose(got.logits, want.logits, atol=1e-6)
+    assert all(map(torch.equal, (*got.feats, *got.preacts), (*want.feats, *want.preacts)))
+
+
+def test_peers_of_any_modules():
+    plain, wrapped = own(), wrap(own(), ["stage"])
+    ours = build("resnet8_w0.25", 3, 10).eval()
+    o = Peers([plain, wrapped, ours])(X)
+    assert o.logits.shape == (3, 4, 10) and torch.equal(o.logits[0], plain(X))
+    assert [len(f) for f in o.feats] == [0, 1, 4] and o.pooled is None
+    o = Peers([wrapped, ours])(X)
+    assert o.pooled.shape == (2, 4, 16)
+
+
+def student():
+    """A network of plain modules, the last of which gives its pre-activation as well."""
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 16, 3)
+
+        def forward(self, f):
+            f = self.conv(f)
+            return f.relu(), f
+
+    def part(c_in, c):
+        return nn.Sequential(nn.Conv2d(c_in, c, 3), nn.ReLU())
+
+    return Net([part(3, 8), part(8, 8), Last()], 16, 10)
+
+
+def test_a_net_of_plain_modules_in_branches():
+    torch.manual_seed(0)
+    one = student()
+    o = one(X)
+    assert [f.shape[1] for f in o.feats] == [8, 8, 16] and torch.equal(
+        o.feats[2].mean((2, 3)), o.pooled
+    )
+    assert o.feats[1] is o.preacts[1] and torch.equal(o.feats[2], o.preacts[2].relu())
+    assert "parts.0.0.weight" in one.state_dict()
+    with pytest.raises(ValueError, match="stage 1 .*does not end in a batch norm"):
+        one.stage_bns()
+    group = Branches([one, student()])
+    assert group.nets[0].parts[1] is group.nets[1].parts[1]
+    assert not pointers(group.nets[0].parts[2]) & pointers(group.nets[1].parts[2])
+    both = group(X)
+    assert both.logits.shape == (2, 4, 10) and len(both.feats) == 2
+    assert torch.allclose(both.logits[0], o.logits, atol=1e-6)
+    with pytest.raises(ValueError, match="hand_on.*'features'"):
+        Net([nn.ReLU()], 3, 10, hand_on="features")
+
+
+def test_branches_refuse_a_module_of_no_parts():
+    with pytest.raises(ValueError) as error:
+        Branches([own(), own()])
+    one_line(error, "Own cannot be split", "parts, split, run_parts, head", "Net")
+
+
+# ---- the registry ----
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+
+
+def test_a_registered_function_is_a_network(registry):
+    def mine(channels, classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(channels * 32 * 32, classes))
+
+    assert network("mine", "also.mine")(mine) is mine
+    assert list_models()[-2:] == ["mine", "also.mine"]
+    assert build("mine", 3, 7)(X).shape == (4, 7) and builder_of("also.mine") is mine
+    with pytest.raises(ValueError, match="mine takes no width"):
+        build("mine_w2")
+
+    @network("mine")
+    def again(channels, classes):
+        return Own(classes)
+
+    assert builder_of("mine") is again and isinstance(build("mine"), Own)
+    assert list_models().count("mine") == 1 and builder_of("also.mine") is mine
+
+
+def test_an_own_network_may_take_a_width(registry):
+    @network("wide")
+    def wide(channels, classes, width=1.0):
+        return nn.Linear(round(8 * width), classes)
+
+    assert build("wide").in_features == 8 and build("wide_w2").in_features == 16
+    assert builder_of("wide_w2") is wide
+
+
+def test_the_source_of_a_network_can_be_read():
+    assert builder_of("resnet8_w2") is builder_of("resnet110")
+    assert "def vgg(name: str" in inspect.getsource(builder_of("vgg8"))
+    with pytest.raises(ValueError, match="unknown network 'vgg9'"):
+        builder_of("vgg9")
+
+
+@pytest.mark.parametrize("names", [(), ("a,b",), ("",), ("a b",), (Own,)])
+def test_names_that_no_network_may_have(names, registry):
+    before = list_models()
+    with pytest.raises(ValueError, match="network name") as error:
+        network(*names)
+    assert "\n" not in str(error.value) and list_models() == before
+
+
+def test_a_function_that_returns_no_module(registry):
+    network("none")(lambda channels, classes: None)
+    with pytest.raises(ValueError, match="network 'none': its function returned NoneType"):
+        build("none")
+
+
+@pytest.mark.parametrize("name", ["base", "wrap"])
+def test_examples_run(name, registry):
+    result = doctest.testmod(importlib.import_module(f"kdkit.models.{name}"))
+    assert result.attempted and not result.failed

@@ -7,9 +7,9 @@ import tokenize
 import nbformat
 import pytest
 
-from kdkit import batch, cli, plots, store
+from kdkit.study import cli, figures, notebooks, store
 
-WALK = batch.notebooks()
+WALK = notebooks.notebooks()
 TITLES = [path.stem for path in WALK]
 W = "import ipywidgets as w\n"
 
@@ -62,7 +62,7 @@ def test_the_parameters_cell(path):
 @pytest.fixture(scope="module")
 def walked():
     """What of the walk failed, when the batch executed it on smoke, one seed, one shared store."""
-    return batch.figures(None, "smoke", 1)
+    return notebooks.figures(None, "smoke", 1)
 
 
 @pytest.mark.parametrize("path", WALK, ids=TITLES)
@@ -70,20 +70,20 @@ def test_executes_on_smoke_and_draws_its_figures(path, walked):
     assert walked.get(path.name) is None
     copy = nbformat.read(store.root() / "notebooks" / path.name, as_version=4)
     assert all(c.execution_count for c in copy.cells if c.cell_type == "code" and c.source)
-    for name, spec in plots.FIGURES.items():
+    for name, spec in figures.FIGURES.items():
         if spec.notebook == path.name[:2]:
             for kind in ("png", "svg", "csv", "json"):
-                assert (plots.figures_root() / f"{name}.{kind}").stat().st_size > 0, name
+                assert (figures.figures_root() / f"{name}.{kind}").stat().st_size > 0, name
 
 
 def test_every_figure_belongs_to_a_notebook(walked):
-    assert {spec.notebook for spec in plots.FIGURES.values()} <= {t[:2] for t in TITLES}
+    assert {spec.notebook for spec in figures.FIGURES.values()} <= {t[:2] for t in TITLES}
     assert walked == {}
 
 
 def test_one_figure_is_drawn_without_its_notebook(walked, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("KDKIT_FIGURES", str(tmp_path))
-    name = next(n for n, spec in plots.FIGURES.items() if spec.runs)
+    name = next(n for n, spec in figures.FIGURES.items() if spec.runs)
     assert cli.main(["figures", "--only", name]) == 0 and str(tmp_path) in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         f"{name}.{kind}" for kind in ("csv", "json", "png", "svg")
@@ -110,7 +110,7 @@ def test_the_runner_passes_a_sound_notebook_and_its_parameters(tmp_path):
         "import os\nassert A == 3 and os.environ['KDKIT_BATCH'] == '1'",
         W + "o = w.Output()\nwith o:\n    print('heard')\no",
     )
-    batch.run_notebook(src, tmp_path / "copy.ipynb", {"A": 3.0})
+    notebooks.run_notebook(src, tmp_path / "copy.ipynb", {"A": 3.0})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy.ipynb", "trap.ipynb"]
     assert "heard" in (tmp_path / "copy.ipynb").read_text()
 
@@ -139,11 +139,11 @@ def test_the_runner_passes_a_sound_notebook_and_its_parameters(tmp_path):
 )
 def test_the_runner_fails_what_papermill_lets_pass(cells, says, tmp_path):
     with pytest.raises(RuntimeError) as e:
-        batch.run_notebook(made(tmp_path, *cells), tmp_path / "copy.ipynb")
+        notebooks.run_notebook(made(tmp_path, *cells), tmp_path / "copy.ipynb")
     assert says in str(e.value) and "trap.ipynb" in str(e.value)
     assert (tmp_path / "copy.ipynb").exists()
 
 
 def test_the_runner_refuses_an_unknown_parameter(tmp_path):
     with pytest.raises(ValueError, match="unknown parameter of trap.ipynb 'AA': did you mean A"):
-        batch.run_notebook(made(tmp_path), tmp_path / "copy.ipynb", {"AA": 1})
+        notebooks.run_notebook(made(tmp_path), tmp_path / "copy.ipynb", {"AA": 1})

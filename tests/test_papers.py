@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kdkit import papers
-from kdkit.papers import cells
+from kdkit.study import papers
+from kdkit.study.papers import cells
 
 # rows x columns as printed, or the lengths of ragged rows
 LAYOUT = {

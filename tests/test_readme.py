@@ -5,35 +5,64 @@ import re
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 import kdkit as kd
+from kdkit.data import DATASETS
+from kdkit.methods import METHODS
+from kdkit.models.base import _REGISTRY
+from kdkit.study.figures import FIGURES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_worked_example_trains(tmp_path, capsys, monkeypatch):
-    code = next(b for b in re.findall(r"```python\n(.*?)```", README, re.S) if "class " in b)
-    file = tmp_path / "example.py"
+def example(number, folder, monkeypatch):
+    """What the README's python block of that number leaves behind, run in a folder of its own."""
+    code = re.findall(r"```python\n(.*?)```", README, re.S)[number]
+    file = folder / "example.py"
     file.write_text(code)
-    monkeypatch.setenv("KDKIT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("KDKIT_RUNS", str(folder / "runs"))
     space = {"__name__": "learner"}
     exec(compile(code, str(file), "exec"), space)
-    assert "label_smoothing" in kd.methods()
+    return space
+
+
+def test_the_library_example_trains(tmp_path, monkeypatch):
+    space = example(0, tmp_path, monkeypatch)
+    assert space["fitted"].students is space["students"]
+    assert len(space["fitted"].result["top1"]) == 3
+
+
+def test_the_named_example_trains(tmp_path, monkeypatch):
+    short = {"n_train": 100, "epochs": 1, "data": "lesson_few", "student": "resnet8_w0.25"}
+    lab = kd.lab
+    monkeypatch.setattr(kd, "lab", lambda name: lab("smoke", **short))
+    space = example(1, tmp_path, monkeypatch)
+    assert space["student"](torch.zeros(1, 1, 28, 28, dtype=torch.uint8)).shape == (1, 10)
+
+
+def test_the_added_example_trains(tmp_path, capsys, monkeypatch):
+    kept = [dict(r) for r in (METHODS, DATASETS, FIGURES, _REGISTRY)]
+    space = example(2, tmp_path, monkeypatch)
+    assert "label_smoothing" in kd.list_methods() and "smoothing" in kd.list_figures()
     assert 0 < space["record"].result["top1"][0] <= 100
     assert "uniform" in capsys.readouterr().out
+    for registry, entries in zip((METHODS, DATASETS, FIGURES, _REGISTRY), kept, strict=True):
+        registry.clear()
+        registry.update(entries)
 
 
 def test_the_tree_names_every_module():
-    tree = README.split("```")[
-        README.split("```").index(next(p for p in README.split("```") if "kdkit/config.py" in p))
-    ]
+    blocks = README.split("```")
+    tree = next(b for b in blocks if "kdkit/fields.py" in b)
     named = {line.split()[0] for line in tree.strip().splitlines()}
-    for path in (ROOT / "kdkit").iterdir():
+    for path in [*(ROOT / "kdkit").iterdir(), *(ROOT / "kdkit/study").iterdir()]:
+        place = path.relative_to(ROOT).as_posix()
         if path.suffix == ".py" and not path.name.startswith("__"):
-            assert f"kdkit/{path.name}" in named
+            assert place in named or path.parent.name == "study"
         if path.is_dir() and path.name != "__pycache__":
-            assert f"kdkit/{path.name}/" in named
+            assert f"{place}/" in named
     for name in named:
         assert (ROOT / name).exists() or name == "figures/", name
 

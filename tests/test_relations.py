@@ -9,14 +9,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kdkit import store, train
-from kdkit.config import preset
+from kdkit import train
 from kdkit.losses import ce
-from kdkit.methods import CC, CRD, CRDKD, KD, KDCL, RKD, Baseline, Ind, Probe, Step, make, resolve
+from kdkit.methods import CC, CRD, CRDKD, KD, KDCL, RKD, Baseline, Ind, Probe, Step
 from kdkit.methods.crd import contrast, others
-from kdkit.methods.kdcl import best_mix, chosen, errors, on_simplex
+from kdkit.methods.kdcl import (
+    best_mix,
+    error_covariance,
+    group_target,
+    min_quadratic_on_simplex,
+)
 from kdkit.methods.relation import relations
 from kdkit.models import Out, build
+from kdkit.study import sources, store
+from kdkit.study.callbacks import Checkpoint, Interrupted
+from kdkit.study.plans import build_students, plan, preset
+from kdkit.study.runs import get
 
 
 def seeded(seed=0):
@@ -279,10 +287,10 @@ Y = torch.tensor([0, 1])
 def test_minlogit_and_naive_by_hand():
     low = torch.tensor([[0.0, -1.0, -2.0], [-3.0, 0.0, -2.0]]).double()
     low = torch.minimum(low, torch.tensor([[0.0, 2.0, -2.0], [-1.0, 0.0, 0.5]]).double())
-    assert chosen(Z, Y, "minlogit").equal(low)
-    assert chosen(Z, Y, "naive").equal(Z[0])  # the first is better for both images
+    assert group_target(Z, Y, "minlogit").equal(low)
+    assert group_target(Z, Y, "naive").equal(Z[0])  # the first is better for both images
     swapped = torch.stack([Z[:, 0], Z.flip(0)[:, 1]], 1)
-    assert chosen(swapped, Y, "naive").equal(torch.stack([Z[0, 0], Z[0, 1]]))
+    assert group_target(swapped, Y, "naive").equal(torch.stack([Z[0, 0], Z[0, 1]]))
 
 
 def grid(m, n):
@@ -304,7 +312,7 @@ def test_linear_is_the_best_mix_of_a_grid(m, n, scale):
         a, tries = best_mix(z, y), grid(m, n)
         losses = ce(torch.einsum("pi,ibk->pbk", tries, z), y)
         assert (a >= 0).all() and a.sum().item() == pytest.approx(1)
-        target = chosen(z, y, "linear")
+        target = group_target(z, y, "linear")
         torch.testing.assert_close(target, torch.einsum("i,ibk->bk", a, z))
         assert ce(target, y) <= losses.min() + 1e-12
         assert (tries[losses.argmin()] - a).abs().max() < 4 / n
@@ -322,16 +330,16 @@ def test_linear_with_equal_students_and_one_perfect_one():
     a = best_mix(z, y)
     assert (a >= 0).all() and a.sum().item() == pytest.approx(1)
     z[2] = 50 * F.one_hot(y, 4)
-    assert best_mix(z, y)[2] > 0.5 and ce(chosen(z, y, "linear"), y) < 1e-6
-    assert chosen(z.float(), y, "linear").dtype == torch.float32
+    assert best_mix(z, y)[2] > 0.5 and ce(group_target(z, y, "linear"), y) < 1e-6
+    assert group_target(z.float(), y, "linear").dtype == torch.float32
 
 
-def test_on_simplex_against_a_grid():
+def test_min_quadratic_on_simplex_against_a_grid():
     for k in range(20):
         root, g = torch.randn(4, 3, generator=seeded(k)).double(), torch.randn(3).double()
         H, tries = root.T @ root, grid(3, 200)
         value = ((tries @ H) * tries).sum(1) / 2 + tries @ g
-        a = on_simplex(H, g)
+        a = min_quadratic_on_simplex(H, g)
         assert (a @ H @ a) / 2 + a @ g <= value.min() + 1e-12
         assert (a - tries[value.argmin()]).abs().max() < 0.02
 
@@ -351,8 +359,8 @@ def general(z, y, **fields):
 def test_general_starts_even_and_is_refreshed():
     z, y = logits_of([[0.9, 0.9, 1 - 1e-9], [1 - 1e-9, 1 - 1e-9, 0.6]]), torch.tensor([0, 0, 0])
     C = torch.tensor([[0.02, 0.0], [0.0, 0.16]]).double() / 3  # errors on different images
-    torch.testing.assert_close(errors(z, y), C, rtol=0, atol=1e-8)
-    assert errors(z, 1 - y)[0, 1].item() == pytest.approx((0.9 + 0.9 + 0.6) / 3)
+    torch.testing.assert_close(error_covariance(z, y), C, rtol=0, atol=1e-8)
+    assert error_covariance(z, 1 - y)[0, 1].item() == pytest.approx((0.9 + 0.9 + 0.6) / 3)
     for signed in (False, True):
         method = general(z, y, signed=signed)
         assert method.w.tolist() == [0.5, 0.5]
@@ -445,7 +453,8 @@ def test_general_with_a_teacher_goes_on_bit_equally(tmp_path, monkeypatch):
         form="general",
         with_teacher=True,
     )
-    assert make(resolve(run)).teacher_run(resolve(run)).student == "resnet8_w0.25"
+    assert plan(run).teacher.run.student == "resnet8_w0.25"
+    get(plan(run).teacher)  # so that no rehearsal for its sake is heard below
     weights, indices, refresh = [], set(), KDCL.refresh
     real = KDCL.terms
 
@@ -460,23 +469,21 @@ def test_general_with_a_teacher_goes_on_bit_equally(tmp_path, monkeypatch):
 
     monkeypatch.setattr(KDCL, "refresh", listen)
     monkeypatch.setattr(KDCL, "terms", seen)
-    first = train.get(run)
+    first = get(run)
     assert len(weights) == 1 and weights[0].sum().item() == pytest.approx(1)
     assert indices.isdisjoint(range(10))  # one of each class: the lesson's images are dealt out
     assert len(indices) > 75  # of 90; an epoch is three batches of 25
-    step_of = train.train_step
 
-    def stop(job, *args):
-        if job.run == resolve(run) and (job.epoch, job.step) == (1, 1):
-            train.save_checkpoint(job)
-            raise KeyboardInterrupt
-        return step_of(job, *args)
+    class Stopping(Checkpoint):
+        def step(self, state):
+            if (state.epoch, state.step) == (1, 1):
+                self.stop.set()
+            super().step(state)
 
-    monkeypatch.setattr(train, "train_step", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train.get(run, fresh=True)
-    monkeypatch.setattr(train, "train_step", step_of)
-    again = train.get(run, fresh=True)
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr("kdkit.study.runs.Checkpoint", Stopping)
+        get(run, fresh=True)
+    again = get(run, fresh=True)
     assert again.meta["resumed_at"] == 1
     assert again.meta["weights_sha256"] == first.meta["weights_sha256"]
     assert store.find(run).id == first.id
@@ -494,9 +501,16 @@ def test_a_method_of_layers_keeps_them_in_its_record(tmp_path, monkeypatch):
         epochs=1,
         dim=8,
     )
-    job = train.setup(resolve(run))
-    layers = list(job.method.parameters())
-    trained = [p for g in job.optimizer.param_groups for p in g["params"]]
-    assert isinstance(job.method.E_t, nn.Linear) and len(layers) == 4
+    data = sources.load(run.data, n_train=run.n_train)
+    student, teacher = (build_students(p, data.shape, 10) for p in (run, plan(run).teacher))
+    method = CRDKD(dim=8)
+    state = train.prepare(method, student, data, teacher, run, 0, "cpu")
+    layers = list(method.parameters())
+    trained = [p for g in state.optimizer.param_groups for p in g["params"]]
+    assert isinstance(method.E_t, nn.Linear) and len(layers) == 4
     assert all(any(p is q for q in trained) for p in layers)
-    assert job.method.negatives == 90 and job.method.M.shape == (2, 100, 8)
+    assert method.negatives == 90 and method.M.shape == (2, 100, 8)
+    record = get(run)
+    kept = torch.load(record.path / "weights.pt", weights_only=True)["method"]
+    assert set(kept) == set(method.state_dict()) - {"M"}  # of training alone
+    assert kept["E_t.weight"].shape == method.E_t.weight.shape

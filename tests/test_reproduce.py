@@ -1,7 +1,7 @@
 """Rows of the papers' tables as runs: what they are, that each trains, and what comes of them."""
 
+import copy
 import json
-from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -9,29 +9,33 @@ import numpy as np
 import pytest
 import torch
 
-from kdkit import batch, files, machine, metrics, models, store, tables, train
-from kdkit.config import Run, lr_at
-from kdkit.data import SETS, Data
-from kdkit.methods import make, resolve
-from kdkit.papers import cells
-from kdkit.papers.runs import runs_of, value
+from kdkit import metrics, models, train
+from kdkit.data import Data
+from kdkit.device import private_state
+from kdkit.recipe import learning_rate
+from kdkit.study import files, project, store, sweep
+from kdkit.study.papers import cells
+from kdkit.study.papers.runs import runs_of, value
+from kdkit.study.plans import Run, build_students, plan, run_from
+from kdkit.study.runs import get
+from kdkit.study.sources import SETS
 
 IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "fashion_mnist32": 60_000, "imagenet": 1_281_167}
 
 
 def distinct():
-    """One run for each way to build and train: rows that differ in the recipe's numbers, the
+    """A plan for each way to build and train: rows that differ in the recipe's numbers, the
     networks' learning rates for example, share it. Teachers' runs are among them."""
     found = {}
     for row in cells().itertuples():
-        run = resolve(runs_of(row, 1)[0][0])
-        while run is not None:
-            run = resolve(run)
+        planned = plan(runs_of(row, 1)[0][0])
+        while planned is not None:
+            run = planned.run
             fields = " ".join(f"{k}={v}" for k, v in run.params)
             pair = f"{run.teacher}->{run.student}" if run.teacher else run.student
             as_it_is = "" if run.epochs else " as it is"
-            found.setdefault(f"{run.method} {fields} {pair} {run.data}{as_it_is}", run)
-            run = make(run).teacher_run(run)
+            found.setdefault(f"{run.method} {fields} {pair} {run.data}{as_it_is}", planned)
+            planned = planned.teacher
     return found
 
 
@@ -43,6 +47,9 @@ class Virtual(Data):
 
     def batch(self, index, augment, generator):
         return super().batch(index % len(self.x), augment, generator)
+
+    def _loaded(self, x, plan):
+        return (x[index % len(x)] for index, _ in plan)
 
 
 @cache
@@ -81,70 +88,59 @@ def random_net(run):
     """The students of a run with random weights and the statistics of a batch, frozen."""
     torch.manual_seed(0)
     data = virtual(run.data)
-    net = quick(store.students(run, data.shape, data.classes))
+    net = quick(build_students(run, data.shape, data.classes))
     with torch.no_grad():
         net(data.batch(torch.arange(4), "none", None))
     return net.eval().requires_grad_(False)
 
 
-@pytest.fixture
-def stand_ins(monkeypatch):
-    """Virtual data, and instead of trained teachers random ones; those that a run asked for."""
-    asked = []
-
-    def model(run):
-        its = Run(method=run.method, params=run.params, student=run.student, data=run.data)
-        asked.append(random_net(its))
-        return asked[-1]
-
-    monkeypatch.setattr(train, "load", lambda name, device, n_train: virtual(name))
-    monkeypatch.setattr(train, "get", lambda run: SimpleNamespace(model=lambda: model(run)))
-    monkeypatch.setattr(store, "find", lambda run: True)
+@pytest.mark.parametrize("planned", CASES.values(), ids=CASES)
+def test_each_run_trains(planned, monkeypatch):
+    """On virtual data, with a random teacher: two steps (a stage before: one more) where ramp-ups
+    and warm-ups are at their end: finite terms, a gradient for each parameter, none for the
+    teacher; then an evaluation."""
     monkeypatch.setattr(
-        models, "pretrained", lambda name, classes: models.build(name, 3, 1000).state_dict()
+        "kdkit.study.plans.pretrained",
+        lambda name, classes: models.build(name, 3, 1000).state_dict(),
     )
-    return asked
-
-
-@pytest.mark.parametrize("run", CASES.values(), ids=CASES)
-def test_each_run_trains(run, stand_ins):
-    """Two steps (a first stage: one more) where ramp-ups and warm-ups are at their end: finite
-    terms, a gradient for each parameter, none for the teacher; then an evaluation."""
-    run = replace(run, batch=2 if run.data == "imagenet" else 8, threads=1)
-    with machine.pinned(run):
-        job = train.setup(run)
-        quick(job.students)
+    run, data = planned.run, virtual(planned.run.data)
+    recipe = run.replace(batch=2 if run.data == "imagenet" else 8, threads=1)
+    teacher = None
+    if planned.teacher:
+        its = planned.teacher.run
+        teacher = random_net(
+            Run(method=its.method, params=its.params, student=its.student, data=its.data)
+        )
+        before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    with private_state(1):
+        torch.manual_seed(0)
+        students = quick(build_students(planned, data.shape, data.classes))
+        method = copy.deepcopy(planned.method)
+        state = train.prepare(method, students, data, teacher, recipe, 0, "cpu")
         named = {
-            **dict(job.students.named_parameters()),
-            **{f"method.{k}": p for k, p in job.method.named_parameters()},
+            **dict(students.named_parameters()),
+            **{f"method.{k}": p for k, p in method.named_parameters()},
         }
-        listed = {id(p) for group in job.optimizer.param_groups for p in group["params"]}
+        listed = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
         assert listed == {id(p) for p in named.values()}
-        teachers = [{k: v.clone() for k, v in net.state_dict().items()} for net in stand_ins]
-        batches = job.data.batches(
-            True, run.batch, run.augment, torch.Generator(), max(0, job.steps - 3), job.pool
-        )  # the last ones
         reached = set()
-        for epoch in [-1] * (job.epoch < 0) + [run.epochs - 1] * 2 * (run.epochs > 0):
-            job.epoch, job.factors, job.step = epoch, None, job.step + 1
-            if job.pool is not None and job.step > 1:
-                held = job.method.held_out(job.data.y)[:100]
-                seen = job.data.batch(held, "none", torch.Generator())
-                t = job.teacher(seen, held).logits if job.teacher else None
-                job.method.refresh(train.answers(job, [seen]), job.data.y[held], t)
-            for group in job.optimizer.param_groups:
-                group["lr"] = lr_at(run, epoch) if epoch >= 0 else job.method.first_lr(run)
-            job.students.train()
-            job.method.train()
-            terms, _ = train.train_step(job, *next(batches))
-            assert all(v.isfinite() for v in terms.values()), terms
+        for epoch in [-1] * (state.epoch < 0) + [run.epochs - 1] * 2 * (run.epochs > 0):
+            if state.positions is not None and state.epoch > 0:
+                held = method.held_out(data.y)[:100]
+                monkeypatch.setattr(method, "held_out", lambda labels, held=held: held)
+                train.refresh(state)
+            state.epoch, state.step = epoch, state.steps - 1  # the last step alone
+            train.train_epoch(state)
+            rate = learning_rate(run, epoch) if epoch >= 0 else method.pretrain_rate(run.lr)
+            assert {group["lr"] for group in state.optimizer.param_groups} == {rate}
+            assert all(v.isfinite() for v in state.terms.values()), state.terms
             reached |= {k for k, p in named.items() if p.grad is not None and p.grad.any()}
         assert reached == set(named if run.epochs else ()), sorted(set(named) - reached)
-        z = train.predict(job, torch.arange(4))  # not finite: an error
-    assert z.shape == (job.method.group()[1], 4, job.data.classes)
-    for net, before in zip(stand_ins, teachers, strict=True):
-        assert all(v.equal(before[k]) for k, v in net.state_dict().items())
-        assert not any(p.requires_grad or p.grad is not None for p in net.parameters())
+        z = state.test_logits(torch.arange(4))  # not finite: an error
+    assert z.shape == (method.group()[1], 4, data.classes)
+    if teacher is not None:
+        assert all(v.equal(before[k]) for k, v in teacher.state_dict().items())
+        assert not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
 
 
 # ---- rows to runs ----
@@ -249,7 +245,7 @@ def row_of(which):
 def test_a_row_has_its_papers_recipe(which, fields, params):
     [[run], *_] = runs_of(row_of(which))
     assert {k: getattr(run, k) for k in fields} == fields
-    assert {k: getattr(make(run), k) for k in params} == params
+    assert {k: getattr(plan(run).method, k) for k in params} == params
 
 
 @pytest.mark.parametrize(
@@ -268,7 +264,7 @@ def test_a_row_has_its_papers_recipe(which, fields, params):
 def test_a_teacher_is_the_run_of_its_own_cell(student, teacher):
     [[run], *_] = runs_of(row_of(student))
     [[its], *_] = runs_of(row_of(teacher))
-    assert store.run_id(make(run).teacher_run(run)) == store.run_id(its)
+    assert plan(run).teacher.id == plan(its).id
 
 
 def test_repetitions_have_seeds_of_their_own():
@@ -280,8 +276,8 @@ def test_repetitions_have_seeds_of_their_own():
 
 def test_a_changed_recipe_scales_and_leaves_what_is_not_trained():
     [[run]] = runs_of(row_of("dckd:2:KD:VGG13/VGG8"), 1, epochs="31", n_train="500", T="2")
-    assert (run.epochs, run.n_train, make(run).T) == (31, 500, 2.0)
-    assert lr_at(run, 1) == lr_at(replace(run, epochs=930), 30)  # the first restart
+    assert (run.epochs, run.n_train, plan(run).method.T) == (31, 500, 2.0)
+    assert learning_rate(run, 1) == learning_rate(run.replace(epochs=930), 30)  # the first restart
     [[run]] = runs_of(row_of("dckd:1:Top-1:Teacher"), 1, epochs="2")
     assert run.epochs == 0
     with pytest.raises(ValueError, match="unknown field of baseline"):
@@ -291,9 +287,9 @@ def test_a_changed_recipe_scales_and_leaves_what_is_not_trained():
 # ---- runs to numbers ----
 
 
-def record(z, y, deployed=None, peers=None, seed=0):
+def record(z, y, deployed=None, peers=None):
     result = metrics.report(z, y, peers or len(z), deployed, None)
-    return SimpleNamespace(result=result, test_logits={"students": z}, run=Run(seed=seed))
+    return SimpleNamespace(result=result, test_logits={"students": z}, labels=y)
 
 
 def right(*shares):
@@ -326,7 +322,7 @@ def test_what_each_statistic_takes(which, deployed, want):
     assert value(row, [record(z, y, deployed)]) == pytest.approx(want)
 
 
-def test_ensembles_diversity_and_correlation(monkeypatch):
+def test_ensembles_diversity_and_correlation():
     z, y = right(60, 70, 80)
     z[0, 60:, 0] = 1.9  # nearly right, so that two others that are right carry the vote
     report = record(z, y, None, 2)
@@ -334,7 +330,6 @@ def test_ensembles_diversity_and_correlation(monkeypatch):
     assert value(row_of("okddip:fig2:ResNet-32:Ind"), [report]) == report.result["diversity"] > 0
     assert value(row_of("dckd:fig4:Teacher"), [report]) == report.result["correlation_number"]
     group = [record(z[i : i + 1], y, 0) for i in (0, 1, 2, 2)]
-    monkeypatch.setattr(tables, "test_set", lambda name: (None, y))
     want = 100 - 100 * metrics.top(metrics.ensemble(z[[0, 1, 2, 2]]), y)
     assert value(row_of("okddip:8:ResNet-32:Baseline"), group) == pytest.approx(want)
     assert want not in {100 - g.result["top1_deployed"] for g in group}
@@ -366,6 +361,8 @@ LITTLE = [
 def runs(tmp_path, monkeypatch):
     monkeypatch.setenv("KDKIT_RUNS", str(tmp_path / "runs"))
     monkeypatch.delenv("KDKIT_DATA", raising=False)
+    monkeypatch.setattr(files, "home", lambda: tmp_path)
+    monkeypatch.setattr(project, "home", lambda: tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs"
 
@@ -439,8 +436,8 @@ def test_missing_weights_are_named_before_training(runs, call, monkeypatch):
     def absent(name):
         raise ValueError(f"torchvision's weights of {name} cannot be had")
 
-    monkeypatch.setattr(files, "find", lambda family, root: None)
-    monkeypatch.setattr(models, "pretrained", absent)
+    monkeypatch.setattr("kdkit.study.sources.place_of", lambda name: runs)
+    monkeypatch.setattr("kdkit.study.cli.pretrained", absent)
     code, out, err = call("reproduce", "dckd:1:Top-1:KD")
     assert (code, out, len(err)) == (2, "", 1) and "weights of resnet34_imagenet" in err[0]
     assert not runs.exists()
@@ -450,14 +447,14 @@ def test_missing_weights_are_named_before_training(runs, call, monkeypatch):
 def quick_sweep(runs, monkeypatch):
     """Sweeps in this process; what they were asked for."""
 
-    def sweep(wanted, workers):
+    def sweep_here(wanted, workers):
         asked.append((len(wanted), workers))
-        for job in batch.plan(wanted).values():
-            train.get(store.run_from(job.order["run"]))
+        for job in sweep.missing(wanted).values():
+            get(run_from(job.payload["run"]))
         return {}
 
     asked = []
-    monkeypatch.setattr(batch, "sweep", sweep)
+    monkeypatch.setattr(sweep, "sweep", sweep_here)
     return asked
 
 
@@ -497,7 +494,7 @@ def test_reproduce_fills_its_cells_and_no_others(runs, quick_sweep, call):
 
     meta = json.loads((group.path / "record.json").read_text())
     meta = {k: v for k, v in meta.items() if k != "sha256"} | {"code": "as it was before"}
-    sealed = json.dumps({**meta, "sha256": store._seal(meta)})
+    sealed = json.dumps({**meta, "sha256": store._meta_sha256(meta)})
     store.write(group.path / "record.json", sealed.encode())
     [cell] = json.loads(call("table", which, *LITTLE, "--json")[1])
     assert cell["run"] == group.id and "trained with other code" in cell["note"]
@@ -508,9 +505,9 @@ def test_repetitions_make_a_mean(runs, quick_sweep, call):
     which = "dckd:2:Student:ResNet56/ResNet20"
     table = ["table", which, *LITTLE, "--json"]
     [[_], [second]] = runs_of(row_of(which), 2, **dict(x.split("=") for x in LITTLE[1::2]))
-    train.get(second)
+    get(second)
     [cell] = json.loads(call(*table)[1])
-    assert (cell["n"], cell["run"], cell["ours_std"]) == (1, store.run_id(second), None)
+    assert (cell["n"], cell["run"], cell["ours_std"]) == (1, plan(second).id, None)
     code, out, _ = call("reproduce", which, *LITTLE, "--seeds", "2", "--workers", "1")
     assert code == 0 and quick_sweep == [(2, 1)] and "resnet20, lesson_few, seed 0" in out
     assert out.count("to train") == 1
@@ -521,6 +518,6 @@ def test_repetitions_make_a_mean(runs, quick_sweep, call):
 
 
 def test_what_failed_is_exit_1_and_the_rest_is_told(runs, call, monkeypatch):
-    monkeypatch.setattr(batch, "sweep", lambda wanted, workers: {"Baseline seed 0": "a reason"})
+    monkeypatch.setattr(sweep, "sweep", lambda wanted, workers: {"Baseline seed 0": "a reason"})
     code, out, err = call("reproduce", "okddip:6:CIFAR-10:Baseline", *LITTLE)
     assert code == 1 and "not run" in out and err == ["kdkit: failed: Baseline seed 0: a reason"]

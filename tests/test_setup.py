@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,22 +12,44 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-LISTED = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 FAKE = '#!/bin/sh\necho "$@" >> "{log}"\ncase "$*" in {fails}) exit 1;; esac\n'
 
 
-def test_environment_and_pyproject_list_the_same():
+def names(requirements):
+    return {re.match(r"[\w-]+", text)[0] for text in requirements}
+
+
+def test_what_the_engine_needs_and_what_the_extras_add():
+    assert names(PROJECT["dependencies"]) == {"torch", "numpy", "tqdm", "filelock"}
+    asked = "torchvision jupyterlab ipywidgets matplotlib seaborn pandas papermill scipy"
+    assert names(EXTRAS["study"]) == set(asked.split())
+    assert {"pytest", "nbval"} <= names(EXTRAS["test"])
+    assert PROJECT["scripts"] == {"kdkit": "kdkit.study.cli:main"}
+
+
+def test_conda_installs_every_extra():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert conda["channels"] == ["conda-forge"]
     assert conda["dependencies"][:2] == ["python=3.11", "pip"]
-    assert conda["dependencies"][2]["pip"] == [*LISTED, "-e ."]
+    assert conda["dependencies"][2]["pip"] == [f"-e .[{','.join(EXTRAS)}]"]
 
 
-def test_the_makefile_asks_for_what_pyproject_lists():
-    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
-    needs = re.search(r"^NEEDS = (.*)$", text, re.M)[1].split()
-    names = [re.match(r"[\w-]+", d)[0].removeprefix("pytest-") for d in LISTED]  # of imports
-    assert sorted(needs) == sorted(names)
+def test_make_installs_every_extra_and_asks_for_all_of_them(bench, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nif [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\n')
+    python.chmod(0o755)
+    done, log = bench("ready", f"PYTHON={python}")
+    assert f"-e .[{','.join(EXTRAS)}]" in log, done.stderr
+    asks = bench("-n", "ready", "VENV=elsewhere")[0].stdout.splitlines()[0]
+    code = re.search(r'-c "(.*)" 2>', asks)[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\ndependencies = ["torch"]\n[project.optional-dependencies]\nx = ["nosuch>=1"]'
+    )
+    poor = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
+    assert poor.returncode == 1
 
 
 def test_commands_of_the_readme_exist():
@@ -81,7 +104,7 @@ def test_another_environment_is_used_as_it_is(bench):
     bench.python(other)
     done, log = bench("figures", f"VENV={bench.folder / 'other'}")
     assert done.returncode == 0 and "pip" not in log and "-m kdkit figures" in log
-    bench.python(other, fails="*find_spec*")  # one that lacks something
+    bench.python(other, fails="*tomllib*")  # one that lacks something
     assert "pip install" in bench("figures", f"VENV={bench.folder / 'other'}")[1]
 
 

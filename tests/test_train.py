@@ -1,5 +1,6 @@
 """The trainer's promises: bit-equal continuation, private randomness, clean stops, one teacher."""
 
+import copy
 import json
 import math
 import os
@@ -16,12 +17,17 @@ import pytest
 import torch
 from torch import nn
 
-from kdkit import data, machine, models, store, train
-from kdkit.config import preset
-from kdkit.losses import ce
-from kdkit.methods import Method, base, is_ours, make, method_class, methods, resolve
+from kdkit import data, device, models, train
+from kdkit.callbacks import History, NotFinite
+from kdkit.methods import METHODS, Method, list_methods, method_class
+from kdkit.recipe import learning_rate, seed_of
+from kdkit.study import callbacks, fingerprint, plans, sources, store
+from kdkit.study import runs as study_runs
+from kdkit.study.callbacks import Checkpoint, Interrupted
+from kdkit.study.plans import plan, preset
+from kdkit.study.runs import get
 
-OURS = [name for name in methods() if is_ours(method_class(name))]
+OURS = [name for name in list_methods() if fingerprint.is_builtin(method_class(name))]
 NET, STEPS = "resnet8_w0.25", 4  # of an epoch, in the runs of `tiny`
 
 
@@ -37,12 +43,6 @@ def shared(tmp_path_factory):
     return tmp_path_factory.mktemp("shared")
 
 
-@pytest.fixture
-def own_registry(monkeypatch):
-    """Methods that a test defines are forgotten after it."""
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
-
-
 def kept(record):
     """All of a record that must not depend on how often the run was stopped."""
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in record.history]
@@ -56,43 +56,81 @@ def kept(record):
 
 
 def during(monkeypatch, act, run, at):
-    """Calls act(job) in the step number `at` (from 1) of this run, before it is counted."""
-    step, wanted = train.train_step, resolve(run)
+    """Calls act(checkpoint) in the step number `at` (from 1) of this run, when it is counted and
+    before the checkpoint looks at the clock and for signals."""
+    step, wanted = Checkpoint.step, plan(run).id
 
-    def wrapped(job, *args):
-        if job.run == wanted and job.epoch * job.steps + job.step + 1 == at:
-            act(job)
-        return step(job, *args)
+    def wrapped(self, state):
+        first = state.method.pretrain_epochs(state.recipe.epochs)
+        if self.plan.id == wanted and (first + state.epoch) * state.steps + state.step == at:
+            act(self)
+        return step(self, state)
 
-    monkeypatch.setattr(train, "train_step", wrapped)
+    monkeypatch.setattr(Checkpoint, "step", wrapped)
+
+
+def save_now(checkpoint):
+    """Makes a checkpoint due."""
+    checkpoint.next_save = 0.0
+
+
+def often(monkeypatch):
+    """A checkpoint after each step."""
+    step = Checkpoint.step
+
+    def wrapped(self, state):
+        save_now(self)
+        return step(self, state)
+
+    monkeypatch.setattr(Checkpoint, "step", wrapped)
 
 
 def send(number=signal.SIGTERM):
-    return lambda job: signal.raise_signal(number)
+    return lambda checkpoint: signal.raise_signal(number)
 
 
 def stopped(run, at, number=signal.SIGTERM, **kw):
     """Train until a signal comes in step `at`; the message."""
     with pytest.MonkeyPatch.context() as patch:
         during(patch, send(number), run, at)
-        with pytest.raises(train.Interrupted) as e:
-            train.get(run, **kw)
+        with pytest.raises(Interrupted) as e:
+            get(run, **kw)
     return str(e.value)
 
 
-# ---- going on ----
+def prepared(run):
+    """The engine's state of a run before its first step, made as `study.runs` makes it."""
+    run = plan(run)
+    images = sources.load(run.run.data, "cpu", run.run.n_train)
+    teacher = study_runs._teacher(run, images, threading.Event())
+    generator = torch.Generator().manual_seed(seed_of(run.run.seed, "init"))
+    with plans.drawing_from(generator):
+        students = plans.build_students(run, images.shape, images.classes)
+    with plans.drawing_from(generator):
+        method = copy.deepcopy(run.method)
+        return train.prepare(method, students, images, teacher, run.run, run.run.seed, "cpu")
+
+
+def end_epoch(state):
+    """What `fit` does after an epoch."""
+    train.call(state, "epoch")
+    state.epoch, state.step = state.epoch + 1, 0
+
+
+# going on
 
 
 @pytest.mark.parametrize("method", OURS)
 def test_a_stopped_run_goes_on_bit_equally(runs, shared, monkeypatch, method):
     monkeypatch.setenv("KDKIT_RUNS", str(shared))
     run = tiny(method, augment="crop_flip")
-    whole = kept(train.get(run))
-    at = random.Random(method).randrange(1, 2 * STEPS + 1)
+    whole = kept(get(run))
+    first = plan(run).method.pretrain_epochs(run.epochs)  # of the stage before, which FT has
+    at = random.Random(method).randrange(1, (first + 2) * STEPS + 1)
     message = stopped(run, at, fresh=True)
-    epoch, step = (at - 1) // STEPS, (at - 1) % STEPS + 1
+    epoch, step = (at - 1) // STEPS - first, (at - 1) % STEPS + 1
     assert f"epoch {epoch}, step {step}" in message and "goes on" in message
-    record = train.get(run, fresh=True)
+    record = get(run, fresh=True)
     assert record.meta["resumed_at"] == epoch
     assert kept(record) == whole
     assert not (record.path / "checkpoint.pt").exists()
@@ -101,48 +139,44 @@ def test_a_stopped_run_goes_on_bit_equally(runs, shared, monkeypatch, method):
 @pytest.mark.parametrize("at", [STEPS, 2 * STEPS])
 def test_a_stop_after_the_last_step_of_an_epoch(runs, at):
     run = tiny("okddip")
-    whole = kept(train.get(run))
+    whole = kept(get(run))
     assert f"step {STEPS}" in stopped(run, at, fresh=True)
-    assert kept(train.get(run, fresh=True)) == whole
+    assert kept(get(run, fresh=True)) == whole
 
 
 def test_a_run_stopped_at_every_step(runs):
     run = tiny("one", full_tests=1)
-    whole = kept(train.get(run))
+    whole = kept(get(run))
     for at in range(1, 2 * STEPS + 1):
         stopped(run, at, fresh=True)
-    record = train.get(run, fresh=True)
+    record = get(run, fresh=True)
     assert kept(record) == whole and record.meta["resumed_at"] == 1
 
 
 def test_dropout_goes_on_bit_equally(runs, monkeypatch):
-    def dropout(name, c_in, classes, width):
+    def dropout(c_in, classes):
         net = models.build(NET, c_in, classes)
         net.fc = nn.Sequential(nn.Dropout(0.5), net.fc)
         return net
 
     monkeypatch.setitem(models.base._REGISTRY, "dropout_net", dropout)
     run = tiny("ind", student="dropout_net", based="network", m=2)
-    whole = kept(train.get(run))
+    whole = kept(get(run))
     stopped(run, 6, fresh=True)
     torch.manual_seed(5)
     torch.rand(7)
-    assert kept(train.get(run, fresh=True)) == whole
-    assert kept(train.get(run.but(student=NET)))[0] != whole[0]
+    assert kept(get(run, fresh=True)) == whole
+    assert kept(get(run.replace(student=NET)))[0] != whole[0]
 
 
 CHILD = """
 import sys
-from kdkit import train
-from kdkit.config import preset
 sys.path.insert(0, sys.argv[1])
-from test_train import killed_run
-step = train.train_step
-def often(job, *args):
-    job.next_save = 0.0  # a checkpoint after each step
-    return step(job, *args)
-train.train_step = often
-train.get(killed_run())
+import pytest
+from test_train import get, killed_run, often
+with pytest.MonkeyPatch.context() as patch:
+    often(patch)
+    get(killed_run())
 """
 
 
@@ -152,7 +186,7 @@ def killed_run():
 
 def test_sigkill_in_the_middle_of_an_epoch(runs):
     run = killed_run()
-    folder = runs / store.run_id(run)
+    folder = runs / plan(run).id
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(Path(__file__).parent)])
     try:
         rows, until = [], time.monotonic() + 120
@@ -165,74 +199,80 @@ def test_sigkill_in_the_middle_of_an_epoch(runs):
         child.kill()
         child.wait()
     assert not (folder / "record.json").exists() and (folder / "checkpoint.pt").exists()
-    record = train.get(run)
+    record = get(run)
     assert 1 <= record.meta["resumed_at"] < run.epochs
-    assert kept(train.get(run, fresh=True)) == kept(record)
+    assert kept(get(run, fresh=True)) == kept(record)
 
 
-@pytest.mark.parametrize("place", ["end_epoch", "finish"])
+@pytest.mark.parametrize("place", ["end of an epoch", "last test", "saving"])
 def test_broken_off_outside_the_step(runs, monkeypatch, place):
     """A second Ctrl-C acts at once, wherever it comes; what was saved before still holds."""
     run = tiny("dml", m=2)
-    whole = kept(train.get(run))
-    during(monkeypatch, lambda job: setattr(job, "next_save", 0.0), run, STEPS + 2)
+    whole = kept(get(run))
+    during(monkeypatch, save_now, run, STEPS + 2)
 
-    def broken(job, real=getattr(train, place)):
-        if place == "finish" or job.epoch == 1:
-            real(job) if place == "end_epoch" else train.predict(job)
+    def broken(*args):
+        raise KeyboardInterrupt
+
+    def second_epoch(self, state, real=History.epoch):
+        real(self, state)
+        if state.epoch == 1:
             raise KeyboardInterrupt
-        return real(job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, place, broken)
+        if place == "end of an epoch":
+            patch.setattr(History, "epoch", second_epoch)
+        elif place == "last test":
+            patch.setattr(train, "teacher_test_logits", broken)
+        else:
+            patch.setattr(store, "save", broken)
         with pytest.raises(KeyboardInterrupt):
-            train.get(run, fresh=True)
-    record = train.get(run, fresh=True)
+            get(run, fresh=True)
+    record = get(run, fresh=True)
     assert kept(record) == whole and record.meta["resumed_at"] == 1
 
 
 def test_a_checkpoint_of_other_code_is_not_gone_on_from(runs, monkeypatch, capsys):
     run = tiny()
     stopped(run, 6)
-    monkeypatch.setattr(train, "source_digest", lambda cls: "other")
-    monkeypatch.setattr(store, "source_digest", lambda cls: "other")
-    record = train.get(run)
+    monkeypatch.setattr(fingerprint, "class_digest", lambda cls: "other")
+    record = get(run)
     assert record.meta["resumed_at"] is None and len(record.history) == 2
     assert "other code" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_starts_again(runs, capsys):
     run = tiny()
-    whole = kept(train.get(run))
+    whole = kept(get(run))
     stopped(run, 6, fresh=True)
-    path = runs / store.run_id(run) / "checkpoint.pt"
+    path = runs / plan(run).id / "checkpoint.pt"
     blob = bytearray(path.read_bytes())
     blob[len(blob) // 2] ^= 1
     path.write_bytes(blob)
-    record = train.get(run, fresh=True)
+    record = get(run, fresh=True)
     assert record.meta["resumed_at"] is None and kept(record) == whole
     said = [s for s in capsys.readouterr().err.splitlines() if "damaged checkpoint" in s]
     assert len(said) == 1 and "checksum" in said[0] and "set aside" in said[0]
 
 
-def test_what_only_some_epochs_watch(runs, own_registry):
+def test_what_only_some_epochs_watch(runs, own_methods):
     class Watcher(Method):
         name, title = "watcher", "Watcher"
 
         def terms(self, s, y, t, step):
             if step.epoch == 0:
                 self.watch(mean=s.logits.mean(0))
-            return {"ce": ce(s.logits, y)}
+            return {"ce": step.ce(s.logits, y)}
 
     run = tiny("watcher")
-    record = train.get(run)
+    record = get(run)
     assert record.arrays["mean"].shape == (1, 10)
     whole = kept(record)
     stopped(run, 6, fresh=True)
-    assert kept(train.get(run, fresh=True)) == whole
+    assert kept(get(run, fresh=True)) == whole
 
 
-# ---- being stopped ----
+# being stopped
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -243,12 +283,12 @@ def test_signals_save_and_handlers_are_put_back(runs, number):
         "stopped at epoch 0, step 3, and saved: run the same again and it goes on from there"
     )
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-    assert train.get(tiny()).meta["resumed_at"] == 0
+    assert get(tiny()).meta["resumed_at"] == 0
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_a_second_ctrl_c_acts_at_once():
-    with pytest.raises(KeyboardInterrupt), machine.stoppable() as stop:
+    with pytest.raises(KeyboardInterrupt), callbacks.stoppable() as stop:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert stop.is_set()
@@ -259,73 +299,78 @@ def test_a_stop_that_comes_too_late_is_not_forgotten(runs, monkeypatch):
     """While the teacher is being stored: its run is kept, the student's does not begin."""
     run = tiny("kd")
 
-    def late(job, real=train.finish):
+    def late(*args, real=store.save):
         signal.raise_signal(signal.SIGTERM)
-        return real(job)
+        return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "finish", late)
-        with pytest.raises(train.Interrupted, match="Baseline seed 0 had just finished"):
-            train.get(run)
+        patch.setattr(store, "save", late)
+        with pytest.raises(Interrupted, match="Baseline seed 0 had just finished"):
+            get(run)
     assert [r.run.method for r in store.records()[0]] == ["baseline"]
-    assert train.get(run).meta["resumed_at"] is None
+    assert get(run).meta["resumed_at"] is None
+
+
+def test_a_stop_before_the_teacher_is_trained(runs, monkeypatch):
+    def signalled(*args, real=study_runs.rehearse):
+        signal.raise_signal(signal.SIGINT)
+        return real(*args)
+
+    monkeypatch.setattr(study_runs, "rehearse", signalled)
+    with pytest.raises(Interrupted, match="before the teacher of KD seed 0 was trained"):
+        get(tiny("kd"))
+    assert not list(runs.iterdir())
 
 
 def test_in_a_thread_no_handler_is_installed(runs):
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def ask():
-        train.get(tiny(), on_epoch=lambda job: seen.append(signal.getsignal(signal.SIGTERM)))
+        get(tiny(), on_epoch=lambda state: seen.append(signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=ask)
     thread.start()
     thread.join()
     assert seen == [before] * 2 and store.find(tiny())
     seen.clear()
-    train.get(tiny(seed=1), on_epoch=lambda job: seen.append(signal.getsignal(signal.SIGTERM)))
+    get(tiny(seed=1), on_epoch=lambda state: seen.append(signal.getsignal(signal.SIGTERM)))
     assert len(seen) == 2 and before not in seen
 
 
-# ---- going wrong ----
+# going wrong
 
 
 def test_a_term_that_is_not_finite(runs, monkeypatch):
     run = tiny("okddip", lr=1e30, epochs=3)
-    with pytest.raises(train.NotFinite) as e:
-        train.get(run)
+    with pytest.raises(NotFinite) as e:
+        get(run)
     message = str(e.value)
     assert "OKDDip: the term 'ce' is not finite at epoch 0, step" in message
     assert "learning rate 1e+30" in message and "\n" not in message
     finished, _, damaged = store.records()  # a checkpoint of the steps before may be there
     assert finished == damaged == []
-    with pytest.raises(train.NotFinite, match="epoch 0"):
-        train.get(run)
+    with pytest.raises(NotFinite, match="epoch 0"):
+        get(run)
 
 
 def test_no_checkpoint_holds_what_is_not_finite(runs, monkeypatch):
-    run, step = tiny(lr=1e30), train.train_step
-
-    def often(job, *args):
-        job.next_save = 0.0
-        return step(job, *args)
-
-    monkeypatch.setattr(train, "train_step", often)
-    messages = []
+    run, messages = tiny(lr=1e30), []
+    often(monkeypatch)
     for _ in range(2):  # the second goes on from the first's checkpoint
-        with pytest.raises(train.NotFinite) as e:
-            train.get(run)
+        with pytest.raises(NotFinite) as e:
+            get(run)
         messages.append(str(e.value))
     assert messages[0] == messages[1]
     state = store.read_checkpoint(run)
-    terms = [v for k, v in state["sums"].items() if k.startswith("term.")]
-    assert terms and all(torch.isfinite(v).all() for v in terms)
+    terms = state["History"]["sums"]["terms"]
+    assert terms and all(torch.isfinite(v).all() for v in terms.values())
     assert all(torch.isfinite(v).all() for v in state["students"].values())
 
 
 def test_weights_that_break_in_the_last_step(runs):
     """Its terms were computed before, and are finite."""
-    with pytest.raises(train.NotFinite, match="test logits are not finite at epoch 0, step 1, wi"):
-        train.get(tiny(lr=1e30, epochs=1, batch=100))
+    with pytest.raises(NotFinite, match="test logits are not finite at epoch 0, step 1, wi"):
+        get(tiny(lr=1e30, epochs=1, batch=100))
     assert store.records()[0] == []
 
 
@@ -335,35 +380,35 @@ def test_a_full_disk(runs, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="not written: No space left on device.*progress.json"):
-        train.get(tiny())
+        get(tiny())
     assert not [p for p in runs.rglob("*") if p.is_file() and p.suffix != ".lock"]
 
 
 def test_wrong_students_and_batches(runs):
     with pytest.raises(ValueError, match=r"Baseline has 1 student\(s\), kind single"):
-        train.get(tiny(student="resnet8,resnet8"))
+        get(tiny(student="resnet8,resnet8"))
     with pytest.raises(ValueError, match=r"OKDDip has 4 student\(s\), kind branch"):
-        train.get(tiny("okddip", student="resnet8,resnet8,resnet14,resnet8"))
+        get(tiny("okddip", student="resnet8,resnet8,resnet14,resnet8"))
     with pytest.raises(ValueError, match="unknown network 'resnet9': did you mean resnet"):
-        train.get(tiny(student="resnet9"))
+        get(tiny(student="resnet9"))
     with pytest.raises(ValueError, match="batch=101: lesson_few has 100 training images here"):
-        train.get(tiny(batch=101))
+        get(tiny(batch=101))
     with pytest.raises(ValueError, match="unknown method 'okdip': did you mean okddip"):
-        train.get(tiny("okdip"))
+        get(tiny("okdip"))
     assert store.records() == ([], [], [])
 
 
 def test_a_group_of_different_networks(runs):
     run = tiny("dml", m=2, student=f"{NET},resnet14_w0.25", epochs=1)
-    net = train.get(run).model()
+    net = get(run).model()
     sizes = [sum(p.numel() for p in n.parameters()) for n in net.nets]
     assert sizes[0] < sizes[1]
 
 
-# ---- a learner's own method ----
+# a learner's own method
 
 
-def test_a_learners_own_method(runs, own_registry):
+def test_a_learners_own_method(runs, own_methods):
     class Smooth(Method):
         name, title = "smooth", "Smooth"
         ramped = ("flat",)
@@ -375,45 +420,51 @@ def test_a_learners_own_method(runs, own_registry):
             return {"ce": 1.0, "flat": self.eps}
 
         def terms(self, s, y, t, step):
-            return {"ce": ce(s.logits, y), "flat": -s.logits.log_softmax(-1).mean()}
+            return {"ce": step.ce(s.logits, y), "flat": -s.logits.log_softmax(-1).mean()}
 
-    record = train.get(tiny("smooth"))
+    record = get(tiny("smooth"))
     assert set(record.history[0]["terms"]) == {"ce", "flat"}
     assert record.history[0]["ramp"] == pytest.approx(math.exp(-5))
-    other = train.get(tiny("smooth", eps=0.0))
+    other = get(tiny("smooth", eps=0.0))
     assert other.id != record.id and kept(other)[0] != kept(record)[0]
 
 
 @pytest.mark.parametrize(
     "wrong", [dict(weights=lambda self: {"ce": 1.0, "kd": 1.0}), dict(ramped=("kd",))]
 )
-def test_terms_and_weights_must_agree(runs, own_registry, wrong):
+def test_terms_and_weights_must_agree(runs, own_methods, wrong):
     wrong |= dict(
-        name="odd", title="Odd", terms=lambda self, s, y, t, step: {"ce": ce(s.logits, y)}
+        name="odd", title="Odd", terms=lambda self, s, y, t, step: {"ce": step.ce(s.logits, y)}
     )
     type("Odd", (Method,), wrong)
     with pytest.raises(ValueError, match=r"Odd: terms\(\) gives \['ce'\].*kd.*must agree"):
-        train.get(tiny("odd"))
+        get(tiny("odd"))
 
 
-# ---- private randomness ----
+# private randomness
 
 
 def test_a_run_and_the_kernel_do_not_disturb_each_other(runs):
     torch.manual_seed(11)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    first = kept(train.get(tiny("okddip", attention="random", augment="crop_flip")))
+    others = random.getstate(), np.random.get_state()[1].tolist()
+    taught = kept(get(tiny("kd", teacher_seed=9)))[0]  # a teacher, and the rehearsal before it
     assert torch.equal(torch.get_rng_state(), before)
+    first = kept(get(tiny("okddip", attention="random", augment="crop_flip")))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == others
 
-    def disturb(job):
+    def disturb(state):
         torch.manual_seed(99)
         torch.rand(13)
         np.random.rand(3)
         random.random()
 
-    again = train.get(tiny("okddip", attention="random", augment="crop_flip"), True, disturb)
+    again = get(tiny("okddip", attention="random", augment="crop_flip"), True, disturb)
     assert kept(again) == first
     assert torch.equal(torch.get_rng_state(), before)
+    disturb(None)
+    assert kept(get(tiny("kd", teacher_seed=9), fresh=True))[0] == taught
     assert torch.get_num_threads() == threads
 
 
@@ -421,27 +472,27 @@ def test_threads_are_the_runs_and_are_put_back(runs):
     before, seen = torch.get_num_threads(), []
     try:
         torch.set_num_threads(2)
-        train.get(tiny(), on_epoch=lambda job: seen.append(torch.get_num_threads()))
+        get(tiny(), on_epoch=lambda state: seen.append(torch.get_num_threads()))
         assert seen == [1, 1] and torch.get_num_threads() == 2
         with pytest.raises(ValueError):
-            train.get(tiny(batch=101))
+            get(tiny(batch=101))
         assert torch.get_num_threads() == 2
-        record = train.get(tiny(threads=0, epochs=1, batch=100))
+        record = get(tiny(threads=0, epochs=1, batch=100))
         assert record.meta["environment"]["threads"] == 2
     finally:
         torch.set_num_threads(before)
 
 
 def test_the_seed_matters(runs):
-    assert kept(train.get(tiny(seed=1)))[0] != kept(train.get(tiny(seed=2)))[0]
+    assert kept(get(tiny(seed=1)))[0] != kept(get(tiny(seed=2)))[0]
 
 
-# ---- schedules ----
+# schedules
 
 
 def test_step_schedule():
     run = preset("lesson", epochs=20, lr=0.1)
-    rates = [train.lr_at(run, e) for e in range(20)]
+    rates = [learning_rate(run, e) for e in range(20)]
     np.testing.assert_allclose(rates, [0.1] * 10 + [0.01] * 5 + [0.001] * 5)
 
 
@@ -453,7 +504,7 @@ def test_sgdr_is_torchs(T_0, T_mult, epochs):
         optimizer, round(T_0 * epochs), T_mult
     )
     for epoch in range(epochs):
-        assert train.lr_at(run, epoch) == pytest.approx(torchs.get_last_lr()[0], abs=1e-12)
+        assert learning_rate(run, epoch) == pytest.approx(torchs.get_last_lr()[0], abs=1e-12)
         optimizer.step()
         torchs.step()
 
@@ -461,53 +512,59 @@ def test_sgdr_is_torchs(T_0, T_mult, epochs):
 def test_the_rate_is_the_optimizers(runs):
     rates = []
     run = tiny(schedule="sgdr", T_0=0.5, T_mult=1, epochs=4)
-    record = train.get(run, on_epoch=lambda job: rates.append(job.optimizer.param_groups[0]["lr"]))
-    assert rates == [row["lr"] for row in record.history] == [train.lr_at(run, e) for e in range(4)]
+    record = get(run, on_epoch=lambda state: rates.append(state.optimizer.param_groups[0]["lr"]))
+    assert (
+        rates == [row["lr"] for row in record.history] == [learning_rate(run, e) for e in range(4)]
+    )
 
 
-# ---- teachers ----
+# teachers
 
 
 def test_a_teacher_is_trained_once(runs, monkeypatch, capsys):
-    fits, fit = [], train.fit
-    monkeypatch.setattr(train, "fit", lambda run, on: fits.append(run.method) or fit(run, on))
-    first = train.get(tiny("kd"))
+    fits, fit = [], study_runs.train_and_store
+    monkeypatch.setattr(
+        study_runs, "train_and_store", lambda p, on: fits.append(p.run.method) or fit(p, on)
+    )
+    first = get(tiny("kd"))
     assert fits == ["kd", "baseline"]  # the student's run asks for it
     said = capsys.readouterr().err
     assert said == (f"kdkit: kd needs a teacher: training {NET} (baseline, seed 0) first\n")
-    train.get(tiny("kd", seed=1))
-    train.get(tiny("okddip_kd"))
-    train.get(tiny("kd"))
+    get(tiny("kd", seed=1))
+    get(tiny("okddip_kd"))
+    get(tiny("kd"))
     assert fits == ["kd", "baseline", "kd", "okddip_kd"] and capsys.readouterr().err == ""
-    teacher = store.find(make(resolve(tiny("kd"))).teacher_run(tiny("kd")))
+    teacher = store.find(plan(tiny("kd")).teacher)
     assert first.meta["teacher"] == teacher.id
     assert np.array_equal(first.test_logits["teacher"], teacher.test_logits["students"][0])
 
 
 def test_a_student_with_its_teachers_settings_is_its_teacher(runs):
     """The teacher is a run like any other."""
-    teacher = train.get(tiny())
-    assert train.get(tiny("kd")).meta["teacher"] == teacher.id
+    teacher = get(tiny())
+    assert get(tiny("kd")).meta["teacher"] == teacher.id
 
 
 @pytest.mark.parametrize("method, params", [("edckd", dict(m=2)), ("ensembled_student", {})])
 def test_the_second_generation_is_taught_by_the_ensemble(runs, method, params):
     run = tiny(method, teacher_seed=3, epochs=1, **params)
-    first = train.get(tiny("dckd", seed=3, teacher_seed=3, epochs=1, **params))
-    record = train.get(run)
+    first = get(tiny("dckd", seed=3, teacher_seed=3, epochs=1, **params))
+    record = get(run)
     assert record.meta["teacher"] == first.id
     ensemble = first.test_logits["students"].astype(np.float32).mean(0)
     np.testing.assert_array_equal(record.test_logits["teacher"], ensemble.astype(np.float16))
-    job = train.setup(resolve(run))
-    x = job.data.batch(torch.arange(8), "none", None)
+    state = prepared(run)
+    x = state.data.batch(torch.arange(8), "none", None)
     wanted = first.model()(x).logits.mean(0)
-    torch.testing.assert_close(job.teacher(x, torch.arange(8)).logits, wanted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        state.teacher(x, torch.arange(8)).logits, wanted, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_a_teachers_remembered_answers_are_its_answers(runs):
-    remembers = train.setup(resolve(tiny("kd")))
-    answers = train.setup(resolve(tiny("kd", augment="crop_flip", epochs=2)))
-    teacher = train.get(make(resolve(tiny("kd"))).teacher_run(tiny("kd"))).model()
+    remembers = prepared(tiny("kd"))
+    answers = prepared(tiny("kd", augment="crop_flip", epochs=2))
+    teacher = get(plan(tiny("kd")).teacher).model()
     index = torch.tensor([99, 3, 0, 57])
     x = remembers.data.batch(index, "none", None)
     z = teacher(x).logits
@@ -529,24 +586,27 @@ def test_a_folded_network_answers_the_same():
         net.train()(x)  # statistics that are not 0 and 1
         plain = net.eval()(x).logits
         assert any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
-        folded = machine.folded(net)
+        folded = device.fold(net)
         assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
         torch.testing.assert_close(folded(x).logits, plain, rtol=1e-3, atol=1e-4)
 
 
-# ---- what a record holds ----
+# what a record holds
 
 
 def test_a_real_run_from_end_to_end(runs):
-    record = train.get(tiny("dml", m=2, teacher_weight=1.0, data="lesson"))
-    y = data.load("lesson").y_test.numpy()
+    record = get(tiny("dml", m=2, teacher_weight=1.0, data="lesson"))
+    lesson = sources.load("lesson")
+    y = lesson.y_test.numpy()
     z, t = (record.test_logits[k].astype(np.float32) for k in ("students", "teacher"))
     assert z.shape == (2, 10_000, 10) and t.shape == (10_000, 10)
     top1 = 100 * (z.argmax(-1) == y).mean(-1)
     np.testing.assert_allclose(record.result["top1"], top1, atol=1e-9)
     assert record.result["ensemble"] == pytest.approx(100 * (z.mean(0).argmax(-1) == y).mean())
     with torch.no_grad():
-        now = record.model()(data.load("lesson").normalise(data.load("lesson").x_test[:500])).logits
+        now = record.model()(
+            sources.load("lesson").normalise(sources.load("lesson").x_test[:500])
+        ).logits
     np.testing.assert_allclose(now.numpy(), z[:, :500], atol=2e-2)
     arrays = record.arrays
     assert arrays["pair_distance"].shape == (2, 2, 2)
@@ -560,27 +620,25 @@ def test_a_real_run_from_end_to_end(runs):
     "wanted, epochs, rows", [(1, 4, [1]), (3, 4, [0, 1, 2]), (9, 3, [0, 1]), (2, 1, [])]
 )
 def test_full_tests_are_spread_over_the_epochs(runs, wanted, epochs, rows):
-    record = train.get(tiny(full_tests=wanted, epochs=epochs, batch=100))
+    record = get(tiny(full_tests=wanted, epochs=epochs, batch=100))
     assert [row["epoch"] for row in record.history if "test_top1" in row] == rows
 
 
-# ---- what it costs, and what it shows ----
+# what it costs, and what it shows
 
 
 def test_checkpoints_take_a_sixtieth_of_the_time(runs, monkeypatch):
-    job = train.setup(resolve(tiny()))
-    cost = 0.05
+    state, cost = prepared(tiny()), 0.05
+    checkpoint, share = Checkpoint(plan(tiny()), threading.Event()), callbacks.MAX_CHECKPOINT_SHARE
     monkeypatch.setattr(store, "write_checkpoint", lambda run, state: time.sleep(cost))
     before = time.monotonic()
-    train.save_checkpoint(job)
-    assert job.next_save - before >= train.SPARE * cost and cost / (train.SPARE * cost) < 0.02
+    checkpoint.save(state)
+    assert checkpoint.next_save - before >= cost / share and share < 0.02
 
 
 def test_progress_is_whole_and_goes_when_the_run_is_finished(runs):
-    rows, path = [], runs / store.run_id(tiny(epochs=3)) / "progress.json"
-    record = train.get(
-        tiny(epochs=3), on_epoch=lambda job: rows.append(json.loads(path.read_text()))
-    )
+    rows, path = [], runs / plan(tiny(epochs=3)).id / "progress.json"
+    record = get(tiny(epochs=3), on_epoch=lambda state: rows.append(json.loads(path.read_text())))
     assert [len(r) for r in rows] == [1, 2, 3] and rows[-1] == record.history
     assert sorted(p.name for p in record.path.iterdir()) == [
         "history.npz",
@@ -591,52 +649,64 @@ def test_progress_is_whole_and_goes_when_the_run_is_finished(runs):
 
 
 def test_no_bar_in_a_batch(runs, monkeypatch, capsys):
-    train.get(tiny())
+    get(tiny())
     assert capsys.readouterr() == ("", "")
     monkeypatch.delenv("KDKIT_BATCH")
-    train.get(tiny(seed=1))
+    get(tiny(seed=1))
     out, err = capsys.readouterr()
     assert out == "" and "Baseline seed 1" in err and "step" in err
 
 
-def test_only_the_main_process_writes(runs, monkeypatch, capsys):
+def test_rank_in_the_environment_changes_nothing(runs, monkeypatch, capsys):
+    """A launcher may have set it for something else: only a process group makes ranks."""
     monkeypatch.setenv("RANK", "1")
-    record = train.get(tiny())
+    record = get(tiny())
+    assert store.find(tiny()).meta == record.meta
+    store.say("heard")
+    assert capsys.readouterr().err == "kdkit: heard\n"
+
+
+def test_only_the_first_process_of_a_group_writes(runs, monkeypatch, capsys):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    record = get(tiny())
+    store.say("not heard")
     assert record.result["top1"] and not runs.exists() and capsys.readouterr().err == ""
 
 
 def test_okddip_trains_without_its_second_level(runs):
     """Its ramp-up names the leader's term as well, which is then not there."""
-    record = train.get(tiny(method="okddip", two_level=False))
+    record = get(tiny(method="okddip", two_level=False))
     assert set(record.history[0]["terms"]) == {"ce", "peers"} and len(record.result["top1"]) == 4
 
 
-# ---- what only some methods ask of the loop ----
+# what only some methods ask of the loop
 
 
 class TwoStages(Method):
     """A layer that the first stage alone trains; the run then leaves it as it is."""
 
     name, title = "two_stages", "Two stages"
-    needs_teacher, teacher_logits_only = True, False
+    needs_teacher = True
+    teacher_needs = ("feats", "pooled")
 
     def build(self, probe):
         assert isinstance(probe.teacher, nn.Module) and len(probe.t.feats) == 4
         self.own = nn.Linear(probe.t.pooled.shape[-1], probe.t.pooled.shape[-1])
 
-    def first_epochs(self, epochs):
+    def pretrain_epochs(self, epochs):
         return epochs // 2
 
-    def first_lr(self, run):
-        return 0.01
+    def pretrain_rate(self, lr):
+        return 0.1 * lr
 
-    def first_terms(self, t, y, step):
+    def pretrain_terms(self, t, y, step):
         assert step.epoch < 0
         return {"rebuild": (self.own(t.pooled) - t.pooled).square().mean()}
 
     def terms(self, s, y, t, step):
         assert step.epoch >= 0
-        return {"ce": ce(s.logits, y)}
+        return {"ce": step.ce(s.logits, y)}
 
 
 class Views(Method):
@@ -658,65 +728,55 @@ class Views(Method):
 
     def terms(self, s, y, t, step):
         self.indices = {*getattr(self, "indices", ()), *step.index.tolist()}
-        return {"ce": (self.w * ce(s.logits, y)).sum()}
+        return {"ce": (self.w * step.ce(s.logits, y)).sum()}
+
+
+for cls in (TwoStages, Views):  # other tests ask for all methods
+    METHODS.pop(cls.name)
 
 
 @pytest.fixture
-def special(monkeypatch):
-    """The two classes above, registered for one test; ids then hash their source."""
-    registry = {c.name: c for c in (TwoStages, Views)}
-    monkeypatch.setattr(base, "_REGISTRY", base._REGISTRY | registry)
-
-
-base._REGISTRY.pop("two_stages"), base._REGISTRY.pop("views")  # other tests ask for all methods
+def special(own_methods):
+    """The two classes above, registered for one test."""
+    METHODS.update({c.name: c for c in (TwoStages, Views)})
 
 
 @pytest.mark.parametrize("at", [1, STEPS, STEPS + 1, 2 * STEPS, 3 * STEPS])
 def test_a_first_stage_goes_on_bit_equally(special, runs, shared, monkeypatch, at):
     monkeypatch.setenv("KDKIT_RUNS", str(shared))
     run = tiny("two_stages", epochs=2)
-    whole = train.get(run)
-    step, count = train.train_step, 0
-
-    def stop(job, *args):
-        nonlocal count
-        count += job.run.method == "two_stages"
-        if count == at:
-            signal.raise_signal(signal.SIGTERM)
-        return step(job, *args)
-
-    with monkeypatch.context() as patch, pytest.raises(train.Interrupted):
-        patch.setattr(train, "train_step", stop)
-        train.get(run, fresh=True)
-    assert kept(train.get(run, fresh=True)) == kept(whole)
+    whole = get(run)
+    stopped(run, at, fresh=True)
+    assert kept(get(run, fresh=True)) == kept(whole)
     assert len(whole.history) == 2
 
 
 def test_a_first_stage_trains_its_own_layers_alone(special, runs):
-    job = train.setup(resolve(tiny("two_stages", epochs=4)))
-    before = {k: v.clone() for k, v in job.students.state_dict().items()}
-    own, stop = job.method.own.weight.clone(), threading.Event()
-    assert job.epoch == -2
-    with train.tqdm(disable=True) as bar:
-        train.train_epoch(job, stop, bar)
-        assert job.optimizer.param_groups[0]["lr"] == 0.01
-        assert all(torch.equal(v, before[k]) for k, v in job.students.state_dict().items())
-        assert not torch.equal(job.method.own.weight, own)
-        train.end_epoch(job)
-        assert job.epoch == -1 and job.history == []
-        job.epoch, own = 0, job.method.own.weight.clone()
-        train.train_epoch(job, stop, bar)
-    assert torch.equal(job.method.own.weight, own)
-    assert not torch.equal(job.students.fc.weight, before["fc.weight"])
+    state = prepared(tiny("two_stages", epochs=4))
+    state.callbacks = [History()]
+    before = {k: v.clone() for k, v in state.students.state_dict().items()}
+    own = state.method.own.weight.clone()
+    assert state.epoch == -2
+    train.train_epoch(state)
+    assert state.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+    assert all(torch.equal(v, before[k]) for k, v in state.students.state_dict().items())
+    assert not torch.equal(state.method.own.weight, own)
+    end_epoch(state)
+    assert state.epoch == -1 and state.history == []
+    state.epoch, own = 0, state.method.own.weight.clone()
+    train.train_epoch(state)
+    assert torch.equal(state.method.own.weight, own)
+    assert not torch.equal(state.students.fc.weight, before["fc.weight"])
+    assert state.optimizer.param_groups[0]["lr"] == 0.1
 
 
 def test_each_student_sees_a_view_of_its_own(special, runs, monkeypatch):
     for augment, apart in (("crop_flip", True), ("none", False)):
-        job, seen = train.setup(resolve(tiny("views", augment=augment))), []
-        forward = job.forward
-        monkeypatch.setattr(job, "forward", lambda x, f=forward, s=seen: s.append(x) or f(x))
-        x, y, index = next(job.data.batches(True, 10, augment, torch.Generator().manual_seed(0)))
-        train.train_step(job, x, y, index)
+        state, seen = prepared(tiny("views", augment=augment)), []
+        forward = state.forward
+        monkeypatch.setattr(state, "forward", lambda x, f=forward, s=seen: s.append(x) or f(x))
+        x, y, index = next(state.data.batches(True, 10, augment, torch.Generator().manual_seed(0)))
+        train.forward_terms(state, x, y, index)
         views = seen[0] if apart else [seen[0]] * 3
         assert torch.equal(views[0], x) and len(views) == 3
         assert all(torch.equal(views[a], views[b]) != apart for a, b in ((0, 1), (0, 2), (1, 2)))
@@ -724,47 +784,67 @@ def test_each_student_sees_a_view_of_its_own(special, runs, monkeypatch):
 
 def test_held_out_images_are_shown_but_not_trained_on(special, runs):
     run = tiny("views", batch=10)
-    job = train.setup(resolve(run))
-    held = set(job.method.held_out(job.data.y).tolist())
-    assert job.steps == 7 and not held & set(job.pool.tolist()) and len(job.pool) == 70
-    stop = threading.Event()
-    with train.tqdm(disable=True) as bar:
-        train.train_epoch(job, stop, bar)
-        assert job.method.w.tolist() == pytest.approx([1 / 3] * 3)  # nothing was shown before
-        train.end_epoch(job)
-        train.train_epoch(job, stop, bar)
-    assert job.method.indices <= set(job.pool.tolist()) and len(job.method.indices) == 70
-    assert job.method.w.tolist() != pytest.approx([1 / 3] * 3)
+    state = prepared(run)
+    held = set(state.method.held_out(state.data.y).tolist())
+    trained = set(state.positions.tolist())
+    assert state.steps == 7 and not held & trained and len(trained) == 70
+    train.train_epoch(state)
+    assert state.method.w.tolist() == pytest.approx([1 / 3] * 3)  # nothing was shown before
+    end_epoch(state)
+    train.train_epoch(state)
+    assert state.method.indices <= trained and len(state.method.indices) == 70
+    assert state.method.w.tolist() != pytest.approx([1 / 3] * 3)
     with pytest.raises(ValueError, match="batch=71: lesson_few has 70 training images here"):
-        train.get(tiny("views", batch=71))
-    whole = kept(train.get(run))
+        get(tiny("views", batch=71))
+    whole = kept(get(run))
     stopped(run, 10, fresh=True)
-    assert kept(train.get(run, fresh=True)) == whole
+    assert kept(get(run, fresh=True)) == whole
 
 
 def test_a_teachers_own_learning_rate(runs):
     run = tiny("kd", teacher_lr=0.02)
-    assert make(run).teacher_run(run).lr == 0.02
-    assert make(run).teacher_run(run.but(teacher_lr=0)).lr == run.lr
-    assert store.run_id(run) != store.run_id(tiny("kd"))
-    assert store.run_id(tiny("kd", teacher_lr=run.lr)) == store.run_id(tiny("kd"))
-    assert store.run_id(tiny(teacher_lr=0.02)) == store.run_id(tiny())
+    assert plan(run).teacher.run.lr == 0.02
+    assert plan(run.replace(teacher_lr=0)).teacher.run.lr == run.lr
+    assert plan(run).id != plan(tiny("kd")).id
+    assert plan(tiny("kd", teacher_lr=run.lr)).id == plan(tiny("kd")).id
+    assert plan(tiny(teacher_lr=0.02)).id == plan(tiny()).id
 
 
 def test_a_teacher_as_it_was_published(runs, monkeypatch):
     """Weights that come from outside are a run of no epochs: tested, stored, never trained."""
     net = models.build(NET, 1, 10)
-    monkeypatch.setattr(models, "pretrained", lambda name, classes: net.state_dict())
+    monkeypatch.setattr(plans, "pretrained", lambda name, classes: net.state_dict())
     run = tiny("kd", teacher_pretrained=True)
-    its_run = make(run).teacher_run(run)
+    its_run = plan(run).teacher.run
     assert its_run.epochs == 0 and its_run.pretrained
-    record = train.get(run)
-    teacher = train.get(its_run)
+    record = get(run)
+    teacher = get(its_run)
     assert record.meta["teacher"] == teacher.id and teacher.history == []
     stored = teacher.model().state_dict()
     assert all(torch.equal(v, stored[k]) for k, v in net.state_dict().items())
-    assert store.run_id(its_run.but(lr=0.5, batch=7)) == teacher.id  # nothing else acts
+    assert plan(its_run.replace(lr=0.5, batch=7)).id == teacher.id  # nothing else acts
     with pytest.raises(ValueError, match="epochs=0: must be at least 1"):
         tiny(epochs=0)
-    fine = train.get(tiny(pretrained=True, epochs=1))
+    fine = get(tiny(pretrained=True, epochs=1))
     assert fine.meta["weights_sha256"] != teacher.meta["weights_sha256"]
+
+
+class Taught(Views):
+    """As Views, with a teacher: thirty images are held out, more than a rehearsal looks at."""
+
+    name, title = "taught", "Taught"
+    needs_teacher = True
+
+    def refresh(self, z, y, t):
+        assert t.shape == (30, 10)
+
+
+METHODS.pop(Taught.name)
+
+
+def test_a_rehearsal_knows_what_is_held_out(own_methods, runs):
+    METHODS["taught"] = Taught
+    with pytest.raises(ValueError, match="batch=71: lesson_few has 70 training images here"):
+        get(tiny("taught", batch=71))
+    assert not list(runs.iterdir())  # the teacher was not trained
+    assert len(get(tiny("taught", batch=10)).history) == 2

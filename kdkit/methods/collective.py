@@ -1,13 +1,12 @@
 """Deep Collective Knowledge Distillation, its second generation and the student of its ensemble."""
 
-from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..losses import ce, kl_T, others_max, others_mean
-from .base import Group, Method, Positive, Weight, fields
+from ..losses import kl_T, others_max, others_mean
+from .base import Group, LabelWeight, Method, Temperature, Weight
 from .logit import KD
 
 
@@ -37,15 +36,17 @@ class DCKD(Method):
     name, title = "dckd", "DCKD"
     needs_teacher = True
 
-    m: Group = 3  # students, whole networks (the paper's N)
-    T: Positive = 4.0  # temperature of the teacher's term
-    tau: Positive = 2.0  # temperature of the collection's term
-    alpha: Weight = 1.0  # weight of the labels
-    beta: Weight = 1.0  # weight of the teacher
-    gamma: Weight = 1.0  # weight of the collection
-    collection: Literal["lmax", "pmax", "avg"] = "lmax"
-    reverse: bool = True  # the student is the first argument of KL
-    detach_collection: bool = False
+    m: Annotated[Group, "students, whole networks (the paper's N)"] = 3
+    T: Annotated[Temperature, "temperature of the teacher's term"] = 4.0
+    tau: Annotated[Temperature, "temperature of the collection's term"] = 2.0
+    alpha: LabelWeight = 1.0
+    beta: Annotated[Weight, "weight of the teacher"] = 1.0
+    gamma: Annotated[Weight, "weight of the collection"] = 1.0
+    collection: Annotated[
+        Literal["lmax", "pmax", "avg"], "what a student receives from the others"
+    ] = "lmax"
+    reverse: Annotated[bool, "the student is the first argument of KL"] = True
+    detach_collection: Annotated[bool, "stop the gradient at the collection"] = False
 
     def control(self):
         return KD, {}
@@ -66,7 +67,7 @@ class DCKD(Method):
             collection = collection.detach()
         p, q = (z, collection) if self.reverse else (collection, z)
         return {
-            "ce": ce(z, y).sum(),
+            "ce": step.ce(z, y).sum(),
             "teacher": kl_T(z, t.logits.expand_as(z), self.T).sum(),
             "collection": kl_T(q, p, self.tau).sum(),  # KL(softmax(p) || softmax(q))
         }
@@ -90,10 +91,10 @@ class EDCKD(DCKD):
     name, title = "edckd", "eDCKD"
 
     def control(self):
-        return DCKD, {k: getattr(self, k) for k in fields(DCKD)}
+        return DCKD, self.values()
 
-    def teacher_run(self, run):
-        return replace(run, method=DCKD.name, seed=run.teacher_seed)
+    def teacher_method(self):
+        return self.control()
 
 
 class EnsembledStudent(KD):
@@ -115,11 +116,11 @@ class EnsembledStudent(KD):
     name, title = "ensembled_student", "Ensembled student"
     presets = {}
 
-    r: Weight = 1.0  # weight of the labels
-    alpha: Weight = 1.0  # weight of the teacher
+    r: LabelWeight = 1.0
+    alpha: Annotated[Weight, "weight of the teacher"] = 1.0
 
     def control(self):
         return KD, {}
 
-    def teacher_run(self, run):
-        return replace(run, method=DCKD.name, seed=run.teacher_seed, params=())
+    def teacher_method(self):
+        return DCKD, {}

@@ -1,13 +1,15 @@
 """Contrastive representation distillation, alone and with KD."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..losses import ce, kl_T
-from .base import Method, Positive, Weight
+from ..fields import Field
+from ..losses import kl_T
+from .base import LabelWeight, Method, Size, Temperature, Weight
 from .logit import KD, Baseline
-from .relation import Size
 
 
 def contrast(x: Tensor, N: int) -> Tensor:
@@ -54,14 +56,16 @@ class CRD(Method):
     """
 
     name, title = "crd", "CRD"
-    needs_teacher, teacher_logits_only = True, False
+    needs_teacher = True
+    student_needs = teacher_needs = ("pooled",)
+    scratch = ("M",)
 
-    r: Weight = 1.0  # weight of the labels
-    beta: Weight = 0.8  # weight of the contrast
-    dim: Size = 128  # of both embeddings
-    K: Size = 16384  # negatives of each image, at most
-    tau: Positive = 0.07  # temperature
-    momentum: Weight = 0.5  # of the banks
+    r: LabelWeight = 1.0
+    beta: Annotated[Weight, "weight of the contrast"] = 0.8
+    dim: Annotated[Size, "width of both embeddings"] = 128
+    K: Annotated[Size, "negatives of each image, at most"] = 16384
+    tau: Annotated[float, Field(1e-3, 1000, step=0.01), "temperature of the contrast"] = 0.07
+    momentum: Annotated[float, Field(0, 1, step=0.05), "of the banks"] = 0.5
 
     def control(self):
         return Baseline, {}
@@ -92,7 +96,7 @@ class CRD(Method):
         new = self.momentum * self.M[:, i] + (1 - self.momentum) * e.detach().flip(0)
         self.M[:, i] = F.normalize(new, dim=-1)
         both = sum(contrast(v, N) for v in x / self.Z.view(2, 1, 1))
-        return {"ce": ce(s.logits, y), "contrast": both}
+        return {"ce": step.ce(s.logits, y), "contrast": both}
 
 
 class CRDKD(CRD):
@@ -112,8 +116,8 @@ class CRDKD(CRD):
 
     name, title = "crd_kd", "CRD+KD"
 
-    alpha: Weight = 1.0  # weight of the teacher's prediction
-    T: Positive = 4.0  # temperature of KD
+    alpha: Annotated[Weight, "weight of the teacher's prediction"] = 1.0
+    T: Temperature = 4.0
 
     def control(self):
         return KD, {}

@@ -6,19 +6,20 @@ from typing import Annotated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import choose
-from ..losses import ce, map_difference
-from .base import Method, Positive, Weight
+from ..fields import Field, choose
+from ..losses import map_difference
+from .base import Epochs, LabelWeight, Method, Weight
 from .logit import Baseline
 
 
 class Hinted(Method):
     """Base of the methods that match a teacher's maps: L = r CE(z, y) + beta (its own term)."""
 
-    needs_teacher, teacher_logits_only = True, False
+    needs_teacher = True
+    student_needs = teacher_needs = ("feats",)
 
-    r: Weight = 1.0  # weight of the labels
-    beta: Weight = 1.0  # weight of the method's own term
+    r: LabelWeight = 1.0
+    beta: Annotated[Weight, "weight of the method's own term"] = 1.0
 
     def control(self):
         return Baseline, {}
@@ -78,8 +79,10 @@ class FitNet(Hinted):
 
     name, title = "fitnet", "FitNet"
 
-    beta: Weight = 100.0  # weight of the hint
-    layer: Annotated[int, (">=", 0)] = 2  # which map is the hint: 0 the stem, 1..n the stages
+    beta: Annotated[Weight, "weight of the hint"] = 100.0
+    layer: Annotated[
+        int, Field(0, 1000, step=1), "which map is the hint: 0 the stem, 1..n the stages"
+    ] = 2
 
     def build(self, probe) -> None:
         s, t = probe.s.feats, probe.t.feats
@@ -91,7 +94,7 @@ class FitNet(Hinted):
 
     def terms(self, s, y, t, step) -> dict[str, Tensor]:
         f_s, f_t = (o.feats[self.layer].to(s.logits) for o in (s, t))
-        return {"ce": ce(s.logits, y), "hint": F.mse_loss(self.regressor(f_s), f_t)}
+        return {"ce": step.ce(s.logits, y), "hint": F.mse_loss(self.regressor(f_s), f_t)}
 
 
 class AT(Hinted):
@@ -117,7 +120,7 @@ class AT(Hinted):
 
     name, title = "at", "AT"
 
-    beta: Weight = 1000.0  # weight of the attention maps
+    beta: Annotated[Weight, "weight of the attention maps"] = 1000.0
 
     def weights(self) -> dict[str, float]:
         return {"ce": self.r, "attention": self.beta}
@@ -125,7 +128,7 @@ class AT(Hinted):
     def terms(self, s, y, t, step) -> dict[str, Tensor]:
         pairs = stages(s.feats, t.feats, s.logits)
         attention = sum(map_difference(f_s, f_t).square().mean() for f_s, f_t in pairs)
-        return {"ce": ce(s.logits, y), "attention": attention}
+        return {"ce": step.ce(s.logits, y), "attention": attention}
 
 
 def convolutions(*widths: int, conv: type = nn.Conv2d, norm: type = nn.Identity) -> nn.Sequential:
@@ -165,10 +168,19 @@ class FT(Hinted):
 
     name, title = "ft", "FT"
     presets = {"dckd_paper": dict(first=30 / 930)}
+    pairs = {
+        ("", student): dict(first_lr=0.0)
+        for student in "vgg8 vgg11 vgg13 vgg16 vgg19 mobilenetv2 shufflenetv1 shufflenetv2".split()
+    }
 
-    beta: Weight = 200.0  # weight of the factors
-    k: Positive = 0.5  # the factor's width, of the teacher's
-    first: Weight = 30 / 240  # length of the first stage, of the epochs
+    beta: Annotated[Weight, "weight of the factors"] = 200.0
+    k: Annotated[
+        float, Field(1e-3, 10, step=0.1), "width of the factor, as a share of the teacher's map's"
+    ] = 0.5
+    first: Annotated[Epochs, "length of the first stage"] = 30 / 240
+    first_lr: Annotated[
+        float, Field(0, 1e3, knob=False), "learning rate of the first stage; 0: the recipe's"
+    ] = 0.01
 
     def build(self, probe) -> None:
         c_s, c_t = (o.feats[-1].shape[1] for o in (probe.s, probe.t))
@@ -177,14 +189,14 @@ class FT(Hinted):
         self.decoder = convolutions(c, c, c_t, c_t, conv=nn.ConvTranspose2d)
         self.translator = convolutions(c_s, c_s, c, c, norm=nn.BatchNorm2d)
 
-    def first_epochs(self, epochs: int) -> int:
+    def pretrain_epochs(self, epochs: int) -> int:
         n = self.first * epochs
         return max(round(n), int(n > 0))
 
-    def first_lr(self, run) -> float:
-        return 0.01 if run.student.startswith(("resnet", "wrn")) else run.lr
+    def pretrain_rate(self, lr: float) -> float:
+        return self.first_lr or lr
 
-    def first_terms(self, t, y, step) -> dict[str, Tensor]:
+    def pretrain_terms(self, t, y, step) -> dict[str, Tensor]:
         f_t = t.feats[-1].to(t.logits)
         return {"reconstruction": F.mse_loss(self.decoder(self.encoder(f_t)), f_t)}
 
@@ -195,4 +207,4 @@ class FT(Hinted):
         f_s, f_t = (o.feats[-1].to(s.logits) for o in (s, t))
         factor_t = self.encoder(f_t).detach()  # the paraphraser has learned in the first stage
         factor = map_difference(self.translator(f_s), factor_t).abs().mean()
-        return {"ce": ce(s.logits, y), "factor": factor}
+        return {"ce": step.ce(s.logits, y), "factor": factor}

@@ -1,23 +1,24 @@
 """Collaborative learning: one target for the whole group, made from its best predictions."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..data import interleave
+from ..fields import Field
 from ..losses import ce, kl
-from .base import Group, Method, Positive, Weight
+from .base import Group, Method, Temperature, Weight
 from .online import Ind
 
 
-def of_class(v: Tensor, y: Tensor) -> Tensor:
+def true_class_values(v: Tensor, y: Tensor) -> Tensor:
     """The entries of v (m, B, K) for the true classes y (B,): (m, B)."""
     return v.gather(2, y.expand(v.shape[:2]).unsqueeze(2)).squeeze(2)
 
 
-def on_simplex(H: Tensor, g: Tensor) -> Tensor:
+def min_quadratic_on_simplex(H: Tensor, g: Tensor) -> Tensor:
     """The a (m,) >= 0 with sum 1 that minimises a'Ha / 2 + g'a, H (m, m) positive semidefinite:
     the best of those stationary points of the 2^m - 1 faces that lie inside the simplex."""
     m, faces = len(g), torch.arange(2 ** len(g), device=H.device)
@@ -42,26 +43,26 @@ def best_mix(z: Tensor, y: Tensor, rounds: int = 12) -> Tensor:
     for _ in range(rounds):
         p = F.softmax(torch.einsum("i,ibk->bk", a, z), -1)
         d = z - (p * z).sum(-1, keepdim=True)  # (m, B, K)
-        g, H = -of_class(d, y).mean(1), torch.einsum("bk,ibk,jbk->ij", p, d, d) / len(y)
-        tries = a + sizes.unsqueeze(1) * (on_simplex(H, g - H @ a) - a)  # (11, m)
+        g, H = -true_class_values(d, y).mean(1), torch.einsum("bk,ibk,jbk->ij", p, d, d) / len(y)
+        tries = a + sizes.unsqueeze(1) * (min_quadratic_on_simplex(H, g - H @ a) - a)  # (11, m)
         a = tries[ce(torch.einsum("ti,ibk->tbk", tries, z), y).argmin()]
     return a
 
 
-def chosen(z: Tensor, y: Tensor, form: str) -> Tensor:
+def group_target(z: Tensor, y: Tensor, form: str) -> Tensor:
     """KDCL's target logits (B, K) from the group's z (m, B, K) and labels y (B,)."""
     if form == "minlogit":
-        return (z - of_class(z, y).unsqueeze(2)).amin(0)
+        return (z - true_class_values(z, y).unsqueeze(2)).amin(0)
     if form == "naive":
-        best = of_class(F.log_softmax(z, -1), y).argmax(0)  # (B,)
+        best = true_class_values(F.log_softmax(z, -1), y).argmax(0)  # (B,)
         return z[best, torch.arange(len(y), device=z.device)]
     return torch.einsum("i,ibk->bk", best_mix(z, y).to(z.dtype), z)
 
 
-def errors(z: Tensor, y: Tensor) -> Tensor:
+def error_covariance(z: Tensor, y: Tensor) -> Tensor:
     """C_ij, the mean over images of (f_i - 1)(f_j - 1), f the true class's probability. z: logits
     (m, n, K), y: (n,) -> (m, m) float64"""
-    f = of_class(F.softmax(z.double(), -1), y) - 1
+    f = true_class_values(F.softmax(z.double(), -1), y) - 1
     return f @ f.T / len(y)
 
 
@@ -72,7 +73,7 @@ class KDCL(Method):
     L = sum_i [ CE(z_i, y) + lambda T^2 KL(q || softmax(z_i/T)) ], q = softmax(z_t/T), and z_t,
     minlogit: min_i (z_i - z_i[y]) for each class; naive: for each image the z_i of least CE;
     linear: sum_i a_i z_i, a >= 0 of sum 1 with the batch's least CE; general: q = sum_i w_i
-    softmax(z_i/T), w the minimum of w'Cw over sum w = 1 (C in `errors`) on held-out images
+    softmax(z_i/T), w the minimum of w'Cw over sum w = 1 on held-out images, C `error_covariance`
 
     | symbol | code       | shape     |
     |--------|------------|-----------|
@@ -96,13 +97,17 @@ class KDCL(Method):
     name, title = "kdcl", "KDCL"
     views = True
 
-    m: Group = 4  # networks
-    form: Literal["minlogit", "naive", "linear", "general"] = "minlogit"
-    T: Positive = 2.0  # temperature
-    lam: Weight = 1.0  # weight of the distillation
-    held: Positive = 0.1  # of the training images: kept for w (only "general")
-    signed: bool = False  # may w be negative?
-    with_teacher: bool = False
+    m: Group = 4
+    form: Annotated[Literal["minlogit", "naive", "linear", "general"], "how the target is made"] = (
+        "minlogit"
+    )
+    T: Temperature = 2.0
+    lam: Annotated[Weight, "weight of the distillation"] = 1.0
+    held: Annotated[
+        float, Field(1e-6, 0.9, 0.05, "of the training images"), "kept out for w, by general alone"
+    ] = 0.1
+    signed: Annotated[bool, "may w be negative?"] = False
+    with_teacher: Annotated[bool, "a teacher is a member of the group"] = False
 
     @property
     def needs_teacher(self) -> bool:
@@ -121,8 +126,12 @@ class KDCL(Method):
         return interleave(labels)[:n].to(labels.device) if self.form == "general" else None
 
     def refresh(self, z: Tensor, y: Tensor, t: Tensor | None) -> None:
-        C = errors(self.members(z, t), y)
-        w = torch.linalg.pinv(C).sum(1) if self.signed else on_simplex(C, 0 * C[0])
+        C = error_covariance(self.members(z, t), y)
+        w = (
+            torch.linalg.pinv(C).sum(1)
+            if self.signed
+            else min_quadratic_on_simplex(C, torch.zeros_like(C[0]))
+        )
         self.w.copy_(w / w.sum())
 
     def members(self, z: Tensor, t: Tensor | None) -> Tensor:
@@ -138,6 +147,6 @@ class KDCL(Method):
         if self.form == "general":
             q = torch.einsum("i,ibk->bk", self.w.to(z.dtype), F.softmax(group / self.T, -1))
         else:
-            q = F.softmax(chosen(group, y, self.form) / self.T, -1)
+            q = F.softmax(group_target(group, y, self.form) / self.T, -1)
         kd = self.T**2 * kl(q, F.log_softmax(z / self.T, -1)).sum()
-        return {"ce": ce(z, y).sum(), "target": kd}
+        return {"ce": step.ce(z, y).sum(), "target": kd}

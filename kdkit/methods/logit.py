@@ -1,9 +1,11 @@
 """Labels alone, and a teacher's logits."""
 
+from typing import Annotated
+
 from torch import Tensor
 
-from ..losses import ce, kl_T
-from .base import Method, Positive, Weight
+from ..losses import kl_T
+from .base import Epsilon, LabelWeight, Method, Temperature, Weight
 
 
 class Baseline(Method):
@@ -24,7 +26,7 @@ class Baseline(Method):
     default = teaches = True
 
     def terms(self, s, y, t, step) -> dict[str, Tensor]:
-        return {"ce": ce(s.logits, y)}
+        return {"ce": step.ce(s.logits, y)}
 
 
 class KD(Method):
@@ -49,10 +51,10 @@ class KD(Method):
     needs_teacher = True
     presets = {"okddip_paper": dict(T=3.0, r=1.0, alpha=1.0, eps=1e-7)}
 
-    T: Positive = 4.0  # temperature
-    r: Weight = 0.1  # weight of the labels
-    alpha: Weight = 0.9  # weight of the teacher
-    eps: Weight = 0.0  # added to the target's probabilities
+    T: Temperature = 4.0
+    r: LabelWeight = 0.1
+    alpha: Annotated[Weight, "weight of the teacher"] = 0.9
+    eps: Epsilon = 0.0
 
     def control(self):
         return Baseline, {}
@@ -62,4 +64,4 @@ class KD(Method):
 
     def terms(self, s, y, t, step) -> dict[str, Tensor]:
         kd = kl_T(s.logits, t.logits, self.T, self.eps)
-        return {"ce": ce(s.logits, y), "kd": kd}
+        return {"ce": step.ce(s.logits, y), "kd": kd}

@@ -1,12 +1,12 @@
 """A Comprehensive Overhaul of Feature Distillation."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..losses import ce
 from .base import Weight
 from .hints import Hinted, stages
 
@@ -71,10 +71,17 @@ class OFD(Hinted):
     name, title = "ofd", "OFD"
     pairs = {("resnet34_imagenet", "resnet18_imagenet"): dict(beta=1e-4)}  # the authors' ImageNet
 
-    beta: Weight = 1e-3  # weight of the maps
+    student_needs = teacher_needs = ("preacts",)
+
+    beta: Annotated[Weight, "weight of the maps"] = 1e-3
 
     def build(self, probe) -> None:
         maps = stages(probe.s.preacts, probe.t.preacts, probe.s.logits)
+        if not hasattr(probe.teacher, "stage_bns"):
+            raise ValueError(
+                "OFD derives its margins from the teacher's batch norms: the teacher "
+                f"must be a kdkit network, not {type(probe.teacher).__name__}"
+            )
         bns = probe.teacher.stage_bns()
         self.connectors = nn.ModuleList(
             connector(f_s.shape[1], bn) for (f_s, _), bn in zip(maps, bns, strict=True)
@@ -90,4 +97,4 @@ class OFD(Hinted):
         ):
             f_t = F.adaptive_avg_pool2d(f_t, f_s.shape[2:])
             loss = loss / 2 + partial_l2(C(f_s), f_t, C.margin)  # each stage halves the earlier
-        return {"ce": ce(s.logits, y), "maps": loss}
+        return {"ce": step.ce(s.logits, y), "maps": loss}

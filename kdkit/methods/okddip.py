@@ -1,13 +1,14 @@
 """Online Knowledge Distillation with Diverse Peers."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..losses import ce, entropy, kl, kl_T
-from .base import Group, Method, Positive, Weight
+from ..fields import Field
+from ..losses import entropy, kl, kl_T
+from .base import Group, Method, Rampup, Temperature, Weight
 from .logit import KD
 from .online import EPS, Based, Ind
 
@@ -70,17 +71,24 @@ class OKDDip(Method):
 
     name, title = "okddip", "OKDDip"
     ramped = ("peers", "leader")
+    student_needs = ("pooled",)
 
-    m: Group = 4  # students: m-1 auxiliary peers and the leader, which is the last
+    m: Annotated[Group, "students: m-1 auxiliary peers and the leader, which is the last"] = 4
     based: Based = "branch"
-    T: Positive = 3.0  # temperature
-    alpha: Weight = 1.0  # weight of both distillation terms
-    rampup: Weight = 80 / 300  # of the epochs
-    aggregate: Literal["logits", "probs"] = "logits"
-    detach: bool = False
-    attention: Literal["learned", "random", "entropy", "mean", "symmetric"] = "learned"
-    two_level: bool = True
-    entropy_sign: Literal["+", "-"] = "+"
+    T: Temperature = 3.0
+    alpha: Annotated[Weight, "weight of both distillation terms"] = 1.0
+    rampup: Rampup = 80 / 300
+    aggregate: Annotated[Literal["logits", "probs"], "what the targets mix"] = "logits"
+    detach: Annotated[bool, "stop the gradient at both levels' targets"] = False
+    attention: Annotated[
+        Literal["learned", "random", "entropy", "mean", "symmetric"], "how the peers are weighted"
+    ] = "learned"
+    two_level: Annotated[bool, "peers teach one another, then the leader"] = True
+    entropy_sign: Annotated[
+        Literal["+", "-"],
+        Field(knob=False),
+        "sign of the entropy term, which only attention=entropy has",
+    ] = "+"
 
     def control(self):
         return Ind, {"m": self.m, "based": self.based}
@@ -117,10 +125,10 @@ class OKDDip(Method):
             peers = (1 if self.entropy_sign == "+" else -1) * self.T**2 * entropy(q).mean(-1).sum()
         else:
             peers = self.distil(z, q).sum()
-        out = {"ce": ce(z, y).sum(), "peers": peers}
+        out = {"ce": step.ce(z, y).sum(), "peers": peers}
         if self.two_level:
             mean = mix(z, z.new_full((z.shape[1], 1, n), 1 / n), self.T, self.aggregate)[0]
-            out |= {"ce_leader": ce(s.logits[n], y), "leader": self.distil(s.logits[n], mean)}
+            out |= {"ce_leader": step.ce(s.logits[n], y), "leader": self.distil(s.logits[n], mean)}
         return out
 
 
@@ -143,7 +151,7 @@ class OKDDipKD(OKDDip):
     name, title = "okddip_kd", "OKDDip+KD"
     needs_teacher = True
 
-    beta: Weight = 1.0  # weight of the teacher
+    beta: Annotated[Weight, "weight of the teacher"] = 1.0
 
     def control(self):
         return KD, {}

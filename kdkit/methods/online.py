@@ -1,15 +1,16 @@
 """Students that teach each other without a teacher: Ind (the control), DML, CL-ILR, ONE."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..losses import ce, kl_T, others_mean, scale_grad
-from .base import Group, Method, Positive, Weight
+from ..losses import kl_T, others_mean, scale_grad
+from .base import Epsilon, Group, Method, Rampup, Temperature, Weight
 from .logit import Baseline
 
-Based = Literal["branch", "network"]
+Based = Annotated[Literal["branch", "network"], "branches on a shared trunk, or whole networks"]
+BranchesOnly = Annotated[Literal["branch"], "branches on a shared trunk"]
 EPS = 1e-7  # OKDDip's code adds it to every target's probabilities
 
 
@@ -30,14 +31,14 @@ class Ind(Method):
 
     name, title = "ind", "Ind"
 
-    m: Group = 4  # students
-    based: Based = "branch"  # branches on a shared trunk, or whole networks
+    m: Group = 4
+    based: Based = "branch"
 
     def control(self):
         return Baseline, {}
 
     def terms(self, s, y, t, step) -> dict[str, Tensor]:
-        return {"ce": ce(s.logits, y).sum()}
+        return {"ce": step.ce(s.logits, y).sum()}
 
 
 class DML(Method):
@@ -64,13 +65,17 @@ class DML(Method):
 
     name, title = "dml", "DML"
 
-    m: Group = 4  # networks
-    T: Positive = 3.0  # temperature
-    alpha: Weight = 1.0  # weight of the mutual term
-    pairwise: bool = False
-    detach: bool = False
-    eps: Weight = EPS  # added to the target's probabilities
-    teacher_weight: Weight = 0.0  # of KL to a teacher's prediction; 0: no teacher is trained
+    m: Group = 4
+    T: Temperature = 3.0
+    alpha: Annotated[Weight, "weight of the mutual term"] = 1.0
+    pairwise: Annotated[
+        bool, "the mean of the KLs to each other network, in place of one to their mean"
+    ] = False
+    detach: Annotated[bool, "stop the gradient at the target"] = False
+    eps: Epsilon = EPS
+    teacher_weight: Annotated[
+        Weight, "of KL to a teacher's prediction; 0: no teacher is trained"
+    ] = 0.0
 
     @property
     def needs_teacher(self) -> bool:
@@ -92,7 +97,7 @@ class DML(Method):
         else:
             target = others_mean(fixed)  # (m, B, K)
             mutual = kl_T(z, target, self.T, self.eps).sum()
-        out = {"ce": ce(z, y).sum(), "mutual": mutual}
+        out = {"ce": step.ce(z, y).sum(), "mutual": mutual}
         if self.needs_teacher:
             out["teacher"] = kl_T(z, t.logits.expand_as(z), self.T, self.eps).sum()
         return out
@@ -120,11 +125,11 @@ class CLILR(Method):
     name, title = "cl_ilr", "CL-ILR"
     ramped = ("mutual",)
 
-    m: Group = 4  # branches
-    based: Literal["branch"] = "branch"
-    T: Positive = 3.0  # temperature
-    alpha: Weight = 1.0  # weight of the mutual term
-    rampup: Weight = 80 / 300  # of the epochs
+    m: Group = 4
+    based: BranchesOnly = "branch"
+    T: Temperature = 3.0
+    alpha: Annotated[Weight, "weight of the mutual term"] = 1.0
+    rampup: Rampup = 80 / 300
 
     def control(self):
         return Ind, {"m": self.m}
@@ -138,7 +143,7 @@ class CLILR(Method):
     def terms(self, s, y, t, step) -> dict[str, Tensor]:
         target = others_mean(s.logits)  # (m, B, K)
         mutual = kl_T(s.logits, target, self.T, EPS).sum()
-        return {"ce": ce(s.logits, y).sum(), "mutual": mutual}
+        return {"ce": step.ce(s.logits, y).sum(), "mutual": mutual}
 
 
 class ONE(Method):
@@ -164,13 +169,14 @@ class ONE(Method):
 
     name, title = "one", "ONE"
     ramped = ("ensemble",)
+    student_needs = ("feats",)
 
-    m: Group = 4  # branches
-    based: Literal["branch"] = "branch"
-    T: Positive = 3.0  # temperature
-    alpha: Weight = 1.0  # weight of the distillation
-    rampup: Weight = 80 / 300  # of the epochs
-    detach: bool = False
+    m: Group = 4
+    based: BranchesOnly = "branch"
+    T: Temperature = 3.0
+    alpha: Annotated[Weight, "weight of the distillation"] = 1.0
+    rampup: Rampup = 80 / 300
+    detach: Annotated[bool, "stop the gradient at the target"] = False
 
     def control(self):
         return Ind, {"m": self.m}
@@ -189,7 +195,7 @@ class ONE(Method):
         target = z_e.detach() if self.detach else z_e
         self.watch(gate=gate.mean(0))
         return {
-            "ce": ce(s.logits, y).sum(),
-            "ce_ensemble": ce(z_e, y),
+            "ce": step.ce(s.logits, y).sum(),
+            "ce_ensemble": step.ce(z_e, y),
             "ensemble": kl_T(s.logits, target.expand_as(s.logits), self.T, EPS).sum(),
         }

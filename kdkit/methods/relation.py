@@ -6,14 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..losses import ce
-from .base import Method, Weight
+from .base import LabelWeight, Method, Size, Weight
 from .logit import Baseline
 
-Size = Annotated[int, (">=", 2)]
 
-
-def several(B: int, title: str) -> None:
+def require_two_images(B: int, title: str) -> None:
     """ValueError for a batch of one image, which has no relation to another."""
     if B < 2:
         raise ValueError(f"{title} compares the images of a batch: batch={B}, allowed: 2 and more")
@@ -50,11 +47,12 @@ class RKD(Method):
     """
 
     name, title = "rkd", "RKD"
-    needs_teacher, teacher_logits_only = True, False
+    needs_teacher = True
+    student_needs = teacher_needs = ("pooled",)
 
-    r: Weight = 1.0  # weight of the labels
-    w_d: Weight = 25.0  # weight of the distances
-    w_a: Weight = 50.0  # weight of the angles
+    r: LabelWeight = 1.0
+    w_d: Annotated[Weight, "weight of the distances"] = 25.0
+    w_a: Annotated[Weight, "weight of the angles"] = 50.0
 
     def control(self):
         return Baseline, {}
@@ -63,10 +61,10 @@ class RKD(Method):
         return {"ce": self.r, "distance": self.w_d, "angle": self.w_a}
 
     def terms(self, s, y, t, step) -> dict[str, Tensor]:
-        several(len(y), self.title)
+        require_two_images(len(y), self.title)
         (d_s, a_s), (d_t, a_t) = relations(s.pooled), relations(t.pooled)
         return {
-            "ce": ce(s.logits, y),
+            "ce": step.ce(s.logits, y),
             "distance": F.smooth_l1_loss(d_s, d_t),
             "angle": F.smooth_l1_loss(a_s, a_t),
         }
@@ -93,11 +91,12 @@ class CC(Method):
     """
 
     name, title = "cc", "CC"
-    needs_teacher, teacher_logits_only = True, False
+    needs_teacher = True
+    student_needs = teacher_needs = ("pooled",)
 
-    r: Weight = 1.0  # weight of the labels
-    beta: Weight = 0.02  # weight of the correlation
-    dim: Size = 128  # of both embeddings
+    r: LabelWeight = 1.0
+    beta: Annotated[Weight, "weight of the correlation"] = 0.02
+    dim: Annotated[Size, "width of both embeddings"] = 128
 
     def control(self):
         return Baseline, {}
@@ -109,6 +108,6 @@ class CC(Method):
         return {"ce": self.r, "correlation": self.beta}
 
     def terms(self, s, y, t, step) -> dict[str, Tensor]:
-        several(len(y), self.title)
+        require_two_images(len(y), self.title)
         delta = (self.E_s(s.pooled) - self.E_t(t.pooled)).abs()  # (B, dim)
-        return {"ce": ce(s.logits, y), "correlation": (delta[:-1] * delta[1:]).sum(-1).mean()}
+        return {"ce": step.ce(s.logits, y), "correlation": (delta[:-1] * delta[1:]).sum(-1).mean()}

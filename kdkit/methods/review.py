@@ -1,11 +1,12 @@
 """Distilling Knowledge via Knowledge Review."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..losses import ce
-from .base import Weight
+from .base import Epochs
 from .hints import Hinted, stages
 
 
@@ -72,6 +73,7 @@ class ReviewKD(Hinted):
 
     name, title = "reviewkd", "ReviewKD"
     ramped = ("review",)
+    teacher_needs = ("preacts", "pooled")
     presets = {"dckd_paper": dict(warmup=20 / 930)}
     pairs = {
         ("resnet34_imagenet", "resnet18_imagenet"): dict(beta=1.0, warmup=1 / 210, preact=True),
@@ -89,8 +91,12 @@ class ReviewKD(Hinted):
         },
     }
 
-    warmup: Weight = 20 / 240  # length of the warm-up, of the epochs
-    preact: bool = False  # take the student's maps before the ReLU
+    warmup: Annotated[Epochs, "length of the warm-up"] = 20 / 240
+    preact: Annotated[bool, "take the student's maps before the ReLU"] = False
+
+    @property
+    def student_needs(self) -> tuple[str, ...]:
+        return ("preacts" if self.preact else "feats", "pooled")
 
     def levels(self, s, t) -> list[tuple[Tensor, Tensor]]:
         """(student's, teacher's) maps from the pooled features (B, D, 1, 1) to the finest."""
@@ -116,4 +122,4 @@ class ReviewKD(Hinted):
         for abf, (f_s, f_t) in zip(self.abfs, self.levels(s, t), strict=True):
             o, x = abf(f_s, x, f_t.shape[2:])
             review = review + hcl(o, f_t)
-        return {"ce": ce(s.logits, y), "review": review}
+        return {"ce": step.ce(s.logits, y), "review": review}

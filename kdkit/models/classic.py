@@ -6,8 +6,8 @@ Sources: Simonyan and Zisserman 2015, Huang et al. 2017; feature points of VGG a
 import torch
 from torch import Tensor, nn
 
-from .base import Net, register
-from .resnet import NormedRow, Row, Stage, blocks, init
+from .base import Net, family
+from .resnet import PlainStage, PreactStage, Stage, blocks, init
 
 _CONVS = {
     "vgg8": (1, 1, 1, 1, 1),
@@ -23,7 +23,7 @@ def _conv(c_in: int, c: int, stride: int) -> nn.Sequential:
     return nn.Sequential(*pool, nn.Conv2d(c_in, c, 3, padding=1), nn.BatchNorm2d(c))
 
 
-@register(*_CONVS, "vgg16_okddip", widths=False)
+@family(*_CONVS, "vgg16_okddip")
 def vgg(name: str, c_in: int, classes: int) -> Net:
     """VGG with batch norm; the stem is its first stage, branches have the last one and the
     classifier for themselves.
@@ -44,12 +44,14 @@ def vgg(name: str, c_in: int, classes: int) -> Net:
             convs[-1].append(nn.MaxPool2d(2, ceil_mode=True))  # 28 pixels: 14, 7, 4, 2, 1
         if i == 0:
             convs = [conv.append(nn.ReLU(inplace=True)) for conv in convs]
-        parts.append(Stage(*convs) if i else Row(*convs))
+        parts.append(Stage(*convs) if i else PlainStage(*convs))
         c_in = c
     net = Net(parts, 512, classes)
     if okddip:
-        layers = [(nn.Linear(512, 512), nn.ReLU(inplace=True), nn.Dropout(0.0)) for _ in "12"]
-        net.fc = nn.Sequential(*layers[0], *layers[1], net.fc)
+        hidden = []
+        for _ in range(2):
+            hidden += [nn.Linear(512, 512), nn.ReLU(inplace=True), nn.Dropout(0.0)]
+        net.fc = nn.Sequential(*hidden, net.fc)
     return init(net, fc_std=0.01)
 
 
@@ -68,21 +70,23 @@ class Dense(nn.Sequential):
         return torch.cat([x, super().forward(x)], 1)  # (B, c + k, H, W)
 
 
-@register("densenet_40_12", widths=False)
+@family("densenet_40_12")
 def densenet(name: str, c_in: int, classes: int) -> Net:
     """OKDDip's "DenseNet-40-12": DenseNet-BC, k = 12, three blocks of 6 layers (188,092 parameters
     at 100 classes). Features are the maps after each transition and the last block's.
 
     Branches have their last block for themselves; in OKDDip's code they share one object.
     """
-    parts, c, k = [Row(nn.Conv2d(c_in, 24, 3, padding=1, bias=False))], 24, 12
+    parts, c, k = [PlainStage(nn.Conv2d(c_in, 24, 3, padding=1, bias=False))], 24, 12
     for i in range(3):
         layers = [Dense(c + j * k, k) for j in range(6)]
         c += 6 * k
         if i < 2:
             half = nn.Sequential(*_bn_conv(c, c // 2, 1), nn.AvgPool2d(2))
-            parts.append(Row(*layers, half))
+            parts.append(PlainStage(*layers, half))
             c //= 2
-    net = Net([*parts, NormedRow(*layers, c=c)], c, classes, last=nn.ReLU(), passes=1)
+    net = Net(
+        [*parts, PreactStage(*layers, c=c)], c, classes, last=nn.ReLU(), hand_on="preactivation"
+    )
     nn.init.zeros_(net.fc.bias)
     return init(net, mode="fan_in")

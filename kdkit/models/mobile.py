@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Net, register
-from .resnet import Row, Stage, Stem, blocks, init
+from .base import Net, family
+from .resnet import PlainStage, Stage, Stem, blocks, init
 
 
 def _conv(c_in: int, c: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -36,20 +36,24 @@ class Inverted(nn.Sequential):
         return f + x if self.shortcut else f
 
 
-# (channels, blocks, stride of the first) of the blocks of f1, f2, f3 and f4
-_MOBILE = [(12, 2, 1)], [(16, 3, 2)], [(32, 4, 2), (48, 3, 1)], [(80, 3, 2), (160, 1, 1)]
+_MOBILE_STAGES = [  # of f1 to f4: (channels, blocks, stride of the first block), ...
+    [(12, 2, 1)],
+    [(16, 3, 2)],
+    [(32, 4, 2), (48, 3, 1)],
+    [(80, 3, 2), (160, 1, 1)],
+]
 
 
-@register("mobilenetv2", widths=False)
+@family("mobilenetv2")
 def mobilenetv2(name: str, c_in: int, classes: int) -> Net:
     """MobileNetV2 of width .5, expansion 6. Features are linear bottlenecks, thus their own
     pre-activations; before the pooling a 1x1 convolution makes 1280 channels."""
     parts, c, row = [Stem(c_in, 16, stride=2)], 8, [Inverted(16, 8, 1, t=1)]
-    for stage in _MOBILE:
+    for stage in _MOBILE_STAGES:
         for w, n, stride in stage:
             row += blocks(Inverted, c, w, n, stride)
             c = w
-        parts.append(Row(*row))
+        parts.append(PlainStage(*row))
         row = []
     last = nn.Sequential(*_conv(c, 1280), nn.ReLU(inplace=True))
     return init(Net(parts, 1280, classes, last=last), fc_std=0.01)
@@ -111,7 +115,7 @@ class Shuffled(Stage):
         return f, pre
 
 
-@register("shufflenetv1", "shufflenetv2", widths=False)
+@family("shufflenetv1", "shufflenetv2")
 def shufflenet(name: str, c_in: int, classes: int) -> Net:
     """ShuffleNetV1 (3 groups) and V2 (width 1), each with a 1x1 stem; torch's initialisation."""
     v1 = name == "shufflenetv1"

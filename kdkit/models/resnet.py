@@ -4,15 +4,10 @@ Sources: He et al. 2016 (Sec. 4.2 for CIFAR), Zagoruyko and Komodakis 2016 (WRN)
 points are RepDistiller's.
 """
 
-import pickle
-import re
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import choose
-from .base import Net, register
+from .base import Net, family
 
 
 class Basic(nn.Module):
@@ -109,7 +104,7 @@ class Stage(nn.Module):
         return f, pre
 
 
-class Row(Stage):
+class PlainStage(Stage):
     """Blocks in a row and nothing between them; the map is its own pre-activation."""
 
     def forward(self, f: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,9 +113,10 @@ class Row(Stage):
         return f, f
 
 
-class NormedRow(Row):
+class PreactStage(PlainStage):
     """The raw map and, as its pre-activation, its batch norm: the first of the next stage in the
-    WRN paper, here the last of this one, so that it runs once. `Net(passes=1)` hands it on."""
+    WRN paper, here the last of this one, so that it runs once. A Net with
+    `hand_on="preactivation"` gives it to the next stage."""
 
     def __init__(self, *blocks: nn.Module, c: int):
         super().__init__(*blocks)
@@ -162,15 +158,15 @@ def init(net: Net, fc_std: float | None = None, mode: str = "fan_out") -> Net:
     return net
 
 
-def _resnet(block, counts, widths, classes: int, stem: Stem, own: int = 1) -> Net:
+def _resnet(block, counts, widths, classes: int, stem: Stem, branch_parts: int = 1) -> Net:
     parts, c = [stem], stem.conv.out_channels
     for i, (n, w) in enumerate(zip(counts, widths, strict=True)):
         parts.append(Stage(*blocks(block, c, w, n, stride=2 if i else 1)))
         c = w * getattr(block, "expansion", 1)
-    return init(Net(parts, c, classes, own))
+    return init(Net(parts, c, classes, branch_parts))
 
 
-@register(*(f"resnet{d}" for d in (8, 14, 20, 32, 44, 56, 110)), "resnet8x4", "resnet32x4")
+@family(*(f"resnet{d}" for d in (8, 14, 20, 32, 44, 56, 110)), "resnet8x4", "resnet32x4")
 def cifar(name: str, c_in: int, classes: int, width: float = 1) -> Net:
     """CIFAR ResNet-(6n+2), basic blocks, stem 16 and stages 16-32-64 times `width` (x4: stem 32,
     stages 64-128-256); branches share all but the last stage. DCKD's ResNets (He et al. 2016,
@@ -180,7 +176,7 @@ def cifar(name: str, c_in: int, classes: int, width: float = 1) -> Net:
     return _resnet(Basic, [(int(depth) - 2) // 6] * 3, w[1:], classes, Stem(c_in, w[0]))
 
 
-@register("resnet110_bottleneck", "wrn_20_8_bottleneck")
+@family("resnet110_bottleneck", "wrn_20_8_bottleneck")
 def cifar_bottleneck(name: str, c_in: int, classes: int, width: float = 1) -> Net:
     """OKDDip's "ResNet-110": bottlenecks [12, 12, 12], inner widths 16-32-64 (1,170,868
     parameters at 100 classes); not DCKD's `resnet110`, which has basic blocks. Its "WRN-20-8":
@@ -190,18 +186,18 @@ def cifar_bottleneck(name: str, c_in: int, classes: int, width: float = 1) -> Ne
     return _resnet(block, [n] * 3, w[1:], classes, Stem(c_in, w[0]))
 
 
-@register("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", widths=False)
+@family("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2")
 def wrn(name: str, c_in: int, classes: int) -> Net:
     """Wide ResNet `wrn_<6n+4>_<k>`: stem 16, stages 16k-32k-64k; features are the raw sums."""
     depth, k = map(int, name[4:].split("_"))
-    parts, c = [Row(nn.Conv2d(c_in, 16, 3, 1, 1, bias=False))], 16
+    parts, c = [PlainStage(nn.Conv2d(c_in, 16, 3, 1, 1, bias=False))], 16
     for i, w in enumerate((16 * k, 32 * k, 64 * k)):
         row = blocks(Preact, c, w, (depth - 4) // 6, stride=2 if i else 1)
         if i:
             row[0].bn1 = nn.Identity()  # the stage before it has it
-        parts.append(NormedRow(*row, c=w))
+        parts.append(PreactStage(*row, c=w))
         c = w
-    net = Net(parts, c, classes, last=nn.ReLU(), passes=1)
+    net = Net(parts, c, classes, last=nn.ReLU(), hand_on="preactivation")
     nn.init.zeros_(net.fc.bias)
     return init(net)
 
@@ -213,7 +209,7 @@ _COUNTS = {
 }
 
 
-@register(*_COUNTS, *(f"{name}_imagenet" for name in _COUNTS))
+@family(*_COUNTS, *(f"{name}_imagenet" for name in _COUNTS))
 def torchvisions(name: str, c_in: int, classes: int, width: float = 1) -> Net:
     """torchvision's ResNet-18/34/50. `_imagenet`: as they are, for 224 pixels, and branches share
     all but the last two stages (OKDDip); else for small images: 3x3 stem, stride 1, no
@@ -222,34 +218,4 @@ def torchvisions(name: str, c_in: int, classes: int, width: float = 1) -> Net:
     block, counts = _COUNTS[base]
     w = [round(c * width) for c in (64, 64, 128, 256, 512)]
     stem = Stem(c_in, w[0], 7, 2, pool=True) if imagenet else Stem(c_in, w[0])
-    return _resnet(block, counts, w[1:], classes, stem, own=2 if imagenet else 1)
-
-
-def pretrained(name: str, classes: int = 1000) -> dict[str, Tensor]:
-    """torchvision's IMAGENET1K_V1 weights for `load_state_dict` of `build(name, 3, 1000)`.
-
-    name: resnet18_imagenet, resnet34_imagenet or resnet50_imagenet. They come from torch.hub's
-    cache, or over the net once. ValueError for other names, for data of other than ImageNet's 1000
-    `classes`, and where they cannot be had.
-    """
-    from torchvision.models import get_model_weights
-
-    if classes != 1000:
-        raise ValueError(
-            f"{name}: torchvision's weights are for ImageNet's 1000 classes, the data has {classes}"
-        )
-    choose(name, [f"{base}_imagenet" for base in _COUNTS], "network with ImageNet weights")
-    weights = get_model_weights(name.partition("_")[0])["IMAGENET1K_V1"]
-    try:
-        theirs = weights.get_state_dict(
-            progress=False, check_hash=True, weights_only=True, map_location="cpu"
-        )
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as e:
-        raise ValueError(
-            f"torchvision's weights of {name} cannot be had ({' '.join(str(e).split())}); without "
-            f"internet put {weights.url.rpartition('/')[2]} into {torch.hub.get_dir()}/checkpoints"
-        ) from None
-    ours = {r"^(conv|bn)1": r"parts.0.\1", r"^layer(\d)": r"parts.\1.blocks", "downsample": "down"}
-    for old, new in ours.items():
-        theirs = {re.sub(old, new, key): v for key, v in theirs.items()}
-    return theirs
+    return _resnet(block, counts, w[1:], classes, stem, branch_parts=2 if imagenet else 1)

@@ -19,8 +19,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from kdkit import batch, plots
-from kdkit.cli import CHROMIUM
+from kdkit.study import figures, sweep
+from kdkit.study.cli import CHROMIUM
 
 ROOT = Path(__file__).parents[2]
 FLAGS = [
@@ -152,7 +152,7 @@ def trained(apart):
     """trained(*runs): train what is missing of them, in the session's store."""
 
     def fill(*runs):
-        assert batch.sweep(runs or plots.wanted(None, "smoke", 1)) == {}
+        assert sweep.sweep(runs or figures.wanted(None, "smoke", 1)) == {}
 
     return fill
 

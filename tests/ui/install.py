@@ -1,18 +1,14 @@
-"""Gets what the browser tests need, where it can: `python tests/ui/install.py`.
+"""Gets the browser that its tests need, where it can: `python tests/ui/install.py`.
 
-As root on Debian or Ubuntu a Chromium by apt-get, and playwright by pip into this environment. If
-something stays missing, why is one line on standard output, and the exit code is 1.
+As root on Debian or Ubuntu a Chromium by apt-get. If it stays missing, why is one line on standard
+output, and the exit code is 1.
 """
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-import tomllib
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 CHROMIUM = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
 APT = ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=120"]
 
@@ -44,24 +40,7 @@ def browser() -> str:
     return f"apt-get cannot install Chromium: {why}"
 
 
-def driver() -> str:
-    """Why there is no playwright, or nothing."""
-    if importlib.util.find_spec("playwright"):
-        return ""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    why = run(
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        *project["optional-dependencies"]["ui"],
-    )
-    return f"pip cannot install playwright: {why}" if why else ""
-
-
 if __name__ == "__main__":
-    why = browser() or driver()
+    why = browser()
     print(why, end="")
     sys.exit(bool(why))

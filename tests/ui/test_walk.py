@@ -2,9 +2,9 @@
 
 import pytest
 
-from kdkit import batch
+from kdkit.study import notebooks
 
-WALK = batch.notebooks()
+WALK = notebooks.notebooks()
 
 
 @pytest.mark.parametrize("path", WALK, ids=[path.stem for path in WALK])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from kdkit import metrics, store
-from kdkit.config import preset
-from kdkit.data import load
-from kdkit.methods import resolve
+from kdkit import metrics
+from kdkit.study import store
+from kdkit.study.plans import plan, preset
+from kdkit.study.sources import load
 
 # Milliseconds from the first key to the changed picture, by the page's own clock.
 TIMED = """of => { let began; window.kdTook = null;
@@ -97,7 +97,7 @@ def panel(page, note):
 @pytest.fixture
 def stored(apart):
     """stored(method): the finished smoke run, read in this process."""
-    return lambda method: store.find(resolve(preset("smoke", method=method)))
+    return lambda method: store.find(preset("smoke", method=method))
 
 
 @pytest.mark.alone
@@ -211,14 +211,14 @@ def test_ablation_lab_trains_stops_and_goes_on(open_notebook):
         "6 * 7",
     )
     nb.run_all()
-    p, run = Panel(nb, "lab"), resolve(preset("smoke", method="okddip", epochs=24, T=4.0))
+    p, run = Panel(nb, "lab"), plan(preset("smoke", method="okddip", epochs=24, T=4.0))
     train, stop, notes, curve = (nb.find(f"kd-lab-{k}") for k in ("train", "stop", "note", "curve"))
     p.press(
         "T",
         "ArrowRight",
         "ArrowRight",
         draws=False,
-        says=f"run {store.run_id(run)} is not in the store",
+        says=f"run {run.id} is not in the store",
     )
     train.press("Enter")
     expect(train).to_be_disabled()

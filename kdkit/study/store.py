@@ -9,10 +9,10 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
+import platform
 import re
 import shutil
-import sys
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,70 +25,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import models
-from .config import FORMAT, Run, content, digest
-from .methods import effective, is_ours, make, method_class, resolve, source_digest
+from .. import metrics, models
+from ..callbacks import to_half
+from ..methods import Method
+from ..train import Fitted
+from . import fingerprint, sources
+from .plans import FORMAT, Plan, Run, build_students, plan, run_from
+from .project import home, main_process, quiet, root, say, write
+
+__all__ = ["home", "main_process", "quiet", "root", "say", "write"]  # they are used as store's, too
 
 ID = re.compile(r"[0-9a-f]{12}")
-OURS = re.compile(
+RECORD_FILES = re.compile(
     r"(record\.json|weights\.pt|history\.npz|test_logits\.npz|checkpoint\.pt|"
     r"progress\.json)(\.\d+\.part|\.damaged-[0-9a-f]+)?"
 )  # in a run's folder
-
-
-def home() -> Path:
-    """The package's project, else the current folder."""
-    project = Path(__file__).parents[1]
-    return project if (project / "pyproject.toml").exists() else Path.cwd()
-
-
-def root() -> Path:
-    """$KDKIT_RUNS, else `runs` in `home()`."""
-    return Path(os.environ.get("KDKIT_RUNS") or home() / "runs").absolute()
-
-
-def main_process() -> bool:
-    """Of several processes that train one run, only one prints and writes."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def quiet() -> bool:
-    """No bars and no live pictures: under papermill, nbval and other processes' helpers."""
-    return os.environ.get("KDKIT_BATCH") == "1" or not main_process()
-
-
-def say(text: str) -> None:
-    """One line for a person, on standard error."""
-    if main_process():
-        print(f"kdkit: {text}", file=sys.stderr, flush=True)
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write `path` whole or not at all: temporary file, sync, rename. OSError: it was not."""
-    if not main_process():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except BaseException as e:  # a full disk, or a second Ctrl-C
-        part.unlink(missing_ok=True)
-        if isinstance(e, OSError):
-            raise OSError(e.errno, f"not written: {e.strerror}", str(path)) from e
-        raise
-
-
-def run_id(run: Run) -> str:
-    """Hash of every field of the resolved run that changes its result, of its teacher's id and,
-    for a method class outside this package, of its syntax tree."""
-    run = resolve(run)
-    cls, teacher = method_class(run.method), make(run).teacher_run(run)
-    code = None if is_ours(cls) else source_digest(cls)
-    return digest(content(effective(run)), teacher and run_id(teacher), code)
 
 
 def weights_sha256(state: dict[str, Tensor]) -> str:
@@ -100,22 +51,22 @@ def weights_sha256(state: dict[str, Tensor]) -> str:
     return h.hexdigest()
 
 
-def students(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The untrained students of a run: one network, `Peers` or `Branches`.
+class Deployed(nn.Module):
+    """A network with its normalisation inside: images (B, C, H, W) in, logits (B, K) out.
 
-    shape: (C, H, W) of an image. ValueError where names and number of students do not agree.
+    mean, std: per channel, in units of 0..1; images are bytes, or floats from 0 to 1. For data that
+    were never bytes all are in the data's own units.
     """
-    method, names = make(run), run.student.split(",")
-    kind, m = method.group()
-    if len(names) not in (1, m) or (kind == "branch" and len(set(names)) > 1):
-        raise ValueError(
-            f"student={run.student!r}: {method.title} has {m} student(s), "
-            f"kind {kind}; name one network, or {m} for a group of whole networks"
-        )
-    nets = [models.build(n.strip(), shape[0], classes) for n in (names * m)[:m]]
-    if kind == "branch":
-        return models.Branches(nets, method.at_split)
-    return models.Peers(nets) if kind == "network" else nets[0]
+
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float]):
+        super().__init__()
+        self.network = network
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1))  # (C, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x / 255 if x.dtype == torch.uint8 else x
+        return models.as_out(self.network((x - self.mean) / self.std)).logits
 
 
 @dataclass(frozen=True)
@@ -131,6 +82,7 @@ class Record:
 
     @property
     def result(self) -> dict:
+        """Accuracies in percent and more (`metrics.report`), of the last epoch."""
         return self.meta["result"]
 
     @property
@@ -143,6 +95,11 @@ class Record:
         return run_from(self.meta["run"])
 
     @cached_property
+    def method(self) -> Method:
+        """The run's method, with its fields. ValueError where a learner's is not loaded."""
+        return plan(self.run).method
+
+    @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """For each of E epochs: pair_distance (E, m, m), probe_logits (E, m, 64, K), and what the
         method watched, such as attention (E, m-1, m-1); and probe_index (64,)."""
@@ -152,23 +109,72 @@ class Record:
     def test_logits(self) -> dict[str, np.ndarray]:
         """students (m, N, K) and, where there is one, teacher (N, K), in the test file's order;
         above 200 classes the last axis holds eleven, whose classes are in `*_classes`."""
-        return dict(np.load(self.path / "test_logits.npz", allow_pickle=False))
+        kept = np.load(self.path / "test_logits.npz", allow_pickle=False)
+        return {name: kept[name] for name in kept.files if name != "labels"}
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """The test images' classes (N,) int64."""
+        kept = np.load(self.path / "test_logits.npz", allow_pickle=False)
+        if "labels" in kept.files:
+            return kept["labels"].astype(np.int64)
+        return sources.load(self.run.data).y_test.cpu().numpy()  # an old record
+
+    def logits(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The stored test logits: students (m, N, K) and teacher (N, K) or None, float64.
+
+        They were rounded to half precision, by at most 1/2048 of each value. ValueError where the
+        store kept only the largest of each image.
+        """
+        kept = self.test_logits
+        if "students_classes" in kept:
+            raise ValueError(f"run {self.id}: only the largest logits are stored above 200 classes")
+        teacher = kept.get("teacher")
+        z = kept["students"].astype(np.float64)
+        return z, None if teacher is None else teacher.astype(np.float64)
+
+    def metric(self, name: str) -> float | list[float]:
+        """A metric of the test images, computed now from the stored logits: one of
+        `metrics.list_metrics()`, also one registered after the run was trained.
+
+            @kd.metric("margin")
+            def margin(z, y):  # z: (m, N, K) float64 logits, y: (N,) -> (m,)
+                two = np.sort(z, -1)[..., -2:]
+                return (two[..., 1] - two[..., 0]).mean(-1)
+
+            record.metric("margin")
+
+        Logits are stored in half precision: they are right to three decimal digits.
+        """
+        if name not in metrics.METRICS and name in self.result:
+            return self.result[name]
+        value = metrics.METRICS.find(name)(self.logits()[0], self.labels)
+        return np.asarray(value).tolist() if isinstance(value, np.ndarray | np.generic) else value
 
     def model(self, device: str = "cpu") -> nn.Module:
-        """The trained students, in eval mode, frozen."""
-        net = students(self.run, tuple(self.meta["shape"]), self.meta["classes"])
+        """The trained students, in eval mode, frozen: they take normalised images."""
+        with torch.random.fork_rng(devices=[]):
+            net = build_students(self.run, tuple(self.meta["shape"]), self.meta["classes"])
         state = torch.load(self.path / "weights.pt", map_location="cpu", weights_only=True)
         net.load_state_dict(state["students"])
         return net.to(device).eval().requires_grad_(False)
 
+    def student(self, device: str = "cpu") -> nn.Module:
+        """The deployed network alone, as a plain module: images (B, C, H, W) in, as bytes or as
+        floats of the data's own range (0 to 1 for bytes), logits (B, K) out."""
+        net, index = self.model(), self.result["deployed"] or 0
+        if "mean" in self.meta:
+            mean, std = self.meta["mean"], self.meta["std"]
+        else:  # an old record
+            data = sources.load(self.run.data)
+            mean, std = data.mean, data.std
+        single = net.nets[index] if isinstance(net, models.Peers | models.Branches) else net
+        return Deployed(single, mean, std).to(device).eval().requires_grad_(False)
 
-def run_from(fields: dict) -> Run:
-    """A Run from JSON; ValueError where it is none of this version."""
-    try:
-        params = tuple((str(k), v) for k, v in fields["params"])
-        return Run(**{**fields, "params": params})
-    except (TypeError, KeyError) as e:
-        raise ValueError(f"not a run of this version: {e}") from e
+
+def folder(run: Run | Plan) -> Path:
+    """Where a run's files are, or will be."""
+    return root() / plan(run).id
 
 
 def _blob(save: Callable, content) -> bytes:
@@ -178,44 +184,74 @@ def _blob(save: Callable, content) -> bytes:
     return buffer.getvalue()
 
 
-def save(run: Run, meta: dict, weights: dict, files: dict[str, dict[str, np.ndarray]]) -> Record:
-    """Write a finished run; `record.json` last. files: name -> arrays of an .npz file."""
-    path = root() / run_id(run)
+def save(run: Plan, fitted: Fitted, data, resumed_at: int | None = None) -> Record:
+    """Write a finished run; `record.json` last."""
+    path, method, labels = root() / run.id, fitted.method, data.y_test.cpu().numpy()
+    logits, z, t = compress_logits(fitted.test_logits, fitted.teacher_logits, labels)
+    result = metrics.report(z, labels, method.peers(), method.deployed(run.run.seed), t)
+    if fitted.history:
+        best = max(fitted.history, key=lambda row: np.mean(row["probe_top1"]))
+        result["best_probe"] = {"epoch": best["epoch"], "top1": best["probe_top1"]}
+    weights = {"students": fitted.students.state_dict(), "method": method.state_dict()}
+    trained = {f"{part}.{k}": v for part, state in weights.items() for k, v in state.items()}
+    weights["method"] = {k: v for k, v in weights["method"].items() if k not in method.scratch}
+    arrays = fitted.arrays | {"probe_index": data.probe()[:64].cpu().numpy()}
     blobs = {"weights.pt": _blob(torch.save, weights)}
-    blobs |= {k: _blob(lambda v, f: np.savez_compressed(f, **v), a) for k, a in files.items()}
+    for name, content in {"history.npz": arrays, "test_logits.npz": logits}.items():
+        blobs[name] = _blob(lambda v, f: np.savez_compressed(f, **v), content)
     for name, blob in blobs.items():
         write(path / name, blob)
-    sums = {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()}
-    flat = {f"{k}.{n}": v for k, state in weights.items() for n, v in state.items()}
+    digest, how = fingerprint.data_identity(run.run.data)
     meta = {
         "format": FORMAT,
-        "id": path.name,
-        "run": dataclasses.asdict(run),
-        **meta,
-        "code": source_digest(method_class(run.method)),
+        "id": run.id,
+        "run": dataclasses.asdict(run.run),
+        "method": method.title,
+        "shape": list(data.shape),
+        "classes": data.classes,
+        "class_names": list(data.class_names),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "data": {"digest": digest, "of": how},
+        "teacher": run.teacher and run.teacher.id,
+        "environment": {
+            "python": platform.python_version(),
+            "commit": commit(),
+            **fitted.environment,
+        },
+        "seconds": round(fitted.seconds, 2),
+        "resumed_at": resumed_at,
+        "history": fitted.history,
+        "result": result,
+        "code": fingerprint.class_digest(type(method)),
         "created": round(time.time()),
-        "weights_sha256": weights_sha256(flat),
-        "files": sums,
+        "weights_sha256": weights_sha256(trained),  # of all that was trained, scratch included
+        "files": {name: hashlib.sha256(blob).hexdigest() for name, blob in blobs.items()},
     }
     meta = json.loads(json.dumps(meta))
-    write(path / "record.json", json.dumps({**meta, "sha256": _seal(meta)}, indent=1).encode())
+    sealed = {**meta, "sha256": _meta_sha256(meta)}
+    write(path / "record.json", json.dumps(sealed, indent=1).encode())
     for left in ("checkpoint.pt", "progress.json") if main_process() else ():
         (path / left).unlink(missing_ok=True)
     return Record(path, meta)
 
 
-def half(v: np.ndarray) -> np.ndarray:
-    """In half precision, or in single where half cannot hold it (an untrained batch norm's)."""
-    return v.astype(np.float16 if np.abs(v).max() < np.finfo(np.float16).max else np.float32)
+def commit() -> str | None:
+    """The commit of the project's checkout, if it is one."""
+    if not (home() / ".git").exists():
+        return None
+    with suppress(OSError):
+        ask = ["git", "-C", home(), "rev-parse", "HEAD"]
+        return subprocess.run(ask, capture_output=True, text=True).stdout.strip() or None
 
 
-def packed(z: np.ndarray, t: np.ndarray | None, y: np.ndarray) -> tuple:
-    """(arrays of test_logits.npz, z, t): as `half` keeps them, and z and t as they will be read,
-    so that a record's numbers are those of its stored logits. z (m, N, K), t (N, K), y (N,).
+def compress_logits(z: np.ndarray, t: np.ndarray | None, y: np.ndarray) -> tuple:
+    """(arrays of test_logits.npz, z, t): in half precision, and z and t as they will be read, so
+    that a record's numbers are those of its stored logits. z (m, N, K), t (N, K), y (N,).
 
     Above 200 classes only the ten largest logits and the true class's are kept.
     """
-    z, t = half(z), None if t is None else half(t)
+    z, t = to_half(z), None if t is None else to_half(t)
     arrays = {"students": z} if t is None else {"students": z, "teacher": t}
     if z.shape[-1] > 200:
         whole, arrays = arrays, {}
@@ -223,18 +259,25 @@ def packed(z: np.ndarray, t: np.ndarray | None, y: np.ndarray) -> tuple:
             ten = np.argpartition(-v, 10, axis=-1)[..., :10]
             kept = np.concatenate([ten, np.broadcast_to(y[:, None], (*v.shape[:-1], 1))], -1)
             arrays |= {name: np.take_along_axis(v, kept, -1), f"{name}_classes": kept}
-    return arrays, z, t
+    return arrays | {"labels": y.astype(np.int32)}, z, t
 
 
-def write_checkpoint(run: Run, state: dict) -> None:
+def to_device(kept, device: torch.device):
+    """Tensors inside dicts and lists, on a device."""
+    if isinstance(kept, dict):
+        return {name: to_device(value, device) for name, value in kept.items()}
+    return kept.to(device) if isinstance(kept, Tensor) else kept
+
+
+def write_checkpoint(run: Run | Plan, state: dict) -> None:
     """A checkpoint of tensors, numbers and text, whole or not at all, with its checksum first."""
     blob = _blob(torch.save, state)
-    write(root() / run_id(run) / "checkpoint.pt", hashlib.sha256(blob).digest() + blob)
+    write(folder(run) / "checkpoint.pt", hashlib.sha256(blob).digest() + blob)
 
 
-def read_checkpoint(run: Run) -> dict | None:
+def read_checkpoint(run: Run | Plan) -> dict | None:
     """The state `write_checkpoint` kept, on the CPU, or None. A damaged one is set aside."""
-    path = root() / run_id(run) / "checkpoint.pt"
+    path = folder(run) / "checkpoint.pt"
     if not path.exists():
         return None
     try:
@@ -244,16 +287,16 @@ def read_checkpoint(run: Run) -> dict | None:
         return torch.load(io.BytesIO(blob[32:]), map_location="cpu", weights_only=True)
     except Exception as e:  # what torch raises for files that are not its own has no common type
         why = str(e).partition("\n")[0]
-        set_aside(path, f"{path.parent.name}: damaged checkpoint: {why}")
+        quarantine(path, f"{path.parent.name}: damaged checkpoint: {why}")
         return None
 
 
-def write_progress(run: Run, history: list[dict]) -> None:
+def write_progress(run: Run | Plan, history: list[dict]) -> None:
     """What a live picture of an unfinished run reads: its history so far."""
-    write(root() / run_id(run) / "progress.json", json.dumps(history).encode())
+    write(folder(run) / "progress.json", json.dumps(history).encode())
 
 
-def _seal(meta: dict) -> str:
+def _meta_sha256(meta: dict) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
@@ -261,7 +304,7 @@ def read(path: Path) -> Record:
     """The record in a folder; ValueError, in one line, if anything in it is damaged."""
     try:
         meta = json.loads((path / "record.json").read_bytes())
-        if not isinstance(meta, dict) or meta.pop("sha256", None) != _seal(meta):
+        if not isinstance(meta, dict) or meta.pop("sha256", None) != _meta_sha256(meta):
             raise ValueError("record.json does not match its checksum")
         if meta["format"] != FORMAT or meta["id"] != path.name:
             raise ValueError(f"format {meta['format']} and id {meta['id']} do not belong here")
@@ -275,7 +318,7 @@ def read(path: Path) -> Record:
         raise ValueError(f"{path.name}: damaged record: {e}") from e
 
 
-def set_aside(path: Path, why: str) -> None:
+def quarantine(path: Path, why: str) -> None:
     """Keep something damaged under another name, and say so."""
     other = path.with_name(f"{path.name}.damaged-{time.time_ns():x}")
     say(f"{why}; set aside as {other.name}")
@@ -283,20 +326,20 @@ def set_aside(path: Path, why: str) -> None:
         path.rename(other)
 
 
-def find(run: Run, mend: bool = False) -> Record | None:
+def find(run: Run | Plan, quarantine_damaged: bool = False) -> Record | None:
     """The finished record of a run, or None where there is none or it is damaged.
 
-    mend: set a damaged one aside. Only who holds the run's lock may: what looks damaged to others
-    may be half replaced by the process that trains it.
+    quarantine_damaged: set a damaged one aside. Only who holds the run's lock may: what looks
+    damaged to others may be half replaced by the process that trains it.
     """
-    path = root() / run_id(run)
+    path = folder(run)
     try:
         return read(path)
     except ValueError as e:
-        if mend and path.exists() and not path.is_dir():
-            set_aside(path, f"{path.name}: a file stands where a run's folder belongs")
-        elif mend and (path / "record.json").exists():
-            set_aside(path, str(e))
+        if quarantine_damaged and path.exists() and not path.is_dir():
+            quarantine(path, f"{path.name}: a file stands where a run's folder belongs")
+        elif quarantine_damaged and (path / "record.json").exists():
+            quarantine(path, str(e))
         return None
 
 
@@ -308,7 +351,7 @@ def records() -> tuple[list[Record], list[Path], list[Path]]:
         try:
             if "record.json" in inside:
                 done.append(read(path))
-            elif any(map(OURS.fullmatch, inside)):  # else it is not of the store
+            elif any(map(RECORD_FILES.fullmatch, inside)):  # else it is not of the store
                 under_way.append(path)
         except ValueError:
             damaged.append(path)
@@ -316,18 +359,18 @@ def records() -> tuple[list[Record], list[Path], list[Path]]:
 
 
 @contextmanager
-def lock(run: Run):
+def lock(run: Run | Plan):
     """Only one process trains a run: the others wait here, and say so."""
     if not main_process():  # it works for the main process of its group, which holds the lock
         yield
         return
-    path = root() / f"{run_id(run)}.lock"
+    path = root() / f"{plan(run).id}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     held = filelock.FileLock(path)
     with suppress(filelock.Timeout):
         held.acquire(blocking=False)
     if not held.is_locked:
-        say(f"another process is training {run.method} (run {path.stem}): waiting for it")
+        say(f"another process is training {plan(run).run.method} (run {path.stem}): waiting for it")
         held.acquire()
     try:
         yield
@@ -361,7 +404,7 @@ def _free(key: str) -> bool:
 def _stale(key: str) -> Iterator[tuple[Path, str]]:
     """The leftovers of a run that no process is training."""
     folder = root() / key
-    inside = {p.name: OURS.fullmatch(p.name) for p in sorted(folder.glob("*"))}
+    inside = {p.name: RECORD_FILES.fullmatch(p.name) for p in sorted(folder.glob("*"))}
     for name, m in inside.items():
         if m and m[2]:
             yield (

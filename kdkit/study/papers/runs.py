@@ -1,6 +1,6 @@
 """From a row of the papers' tables to the runs behind it, and from finished runs to its numbers.
 
-A run is its paper's preset (config.py) with the row's method, networks, data and fields; what
+A run is its paper's preset (plans.py) with the row's method, networks, data and fields; what
 differs on ImageNet, with DCKD's small networks and in its shorter schedules stands in `recipe`.
 What neither text says is in `choices.csv` (of the recipes), in the rows' notes and in the methods'
 docstrings, each with its reason and marked "(choice)".
@@ -9,22 +9,22 @@ docstrings, each with its reason and marked "(choice)".
 import csv
 import textwrap
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import metrics, store, tables
-from ..config import PRESETS, Run
-from ..methods import make, method_class, source_digest
+from ... import metrics
+from .. import statistics, store
+from ..fingerprint import class_digest
+from ..plans import PRESETS, Run, plan
 from ..store import Record
 from . import LEVELS, cells
 
 EPOCHS = {"imagenet": 210, "cifar100": 930, "cifar10": 210, "fashion_mnist32": 450}  # DCKD, Sec. 4
 SMALL = ("mobilenetv2", "shufflenetv1", "shufflenetv2")  # DCKD gives them a rate of their own
 CHANGED = "recipe changed: "
-TOLD = ("row", "column", "what", "published", "ours", "diff", "n", "notes")
+TABLE_COLUMNS = ("row", "column", "what", "published", "ours", "diff", "n", "notes")
 
 
 def recipe(row, **changes) -> Run:
@@ -42,7 +42,7 @@ def recipe(row, **changes) -> Run:
             changes = changes | dict(pretrained=True, epochs=0)
     elif imagenet:
         fields |= dict(epochs=90, milestones=(30 / 90, 60 / 90))
-    return base.but(**fields).but(**changes)
+    return base.replace(**fields).replace(**changes)
 
 
 def size(row) -> int:
@@ -57,9 +57,9 @@ def runs_of(row, seeds: int = 3, **changes) -> list[list[Run]]:
     taken as they are have one repetition. ValueError for fields that a run or its method has not.
     """
     run, n = recipe(row, **changes), size(row)
-    make(run)
+    plan(run)
     return [
-        [replace(run, seed=n * k + i) for i in range(n)] for k in range(seeds if run.epochs else 1)
+        [run.replace(seed=n * k + i) for i in range(n)] for k in range(seeds if run.epochs else 1)
     ]
 
 
@@ -72,8 +72,7 @@ def value(row, group: list[Record]) -> float | None:
     kind = "top5" if row.metric == "top5" else "top1"
     if len(group) > 1:
         z = np.stack([g.test_logits["students"][0] for g in group])  # (n, N, K)
-        _, y = tables.test_set(group[0].run.data)
-        at = 100 * float(metrics.top(metrics.ensemble(z), y))
+        at = 100 * float(metrics.top(metrics.ensemble(z), group[0].labels))
     elif row.statistic == "ensemble":
         at = r["ensemble"]
     elif row.statistic == "mean of students":
@@ -91,14 +90,14 @@ def stored() -> dict[str, dict[int, Record]]:
     found: dict[str, dict[int, Record]] = {}
     for record in store.records()[0]:
         with suppress(ValueError):  # a learner's own method that is not loaded now
-            key = store.run_id(replace(record.run, seed=0))
+            key = plan(record.run.replace(seed=0)).id
             found.setdefault(key, {})[record.run.seed] = record
     return found
 
 
 def ours(row, found: dict[str, dict[int, Record]], **changes) -> tuple[list[float], list[Record]]:
     """A cell's value from each whole repetition in the store (`stored()`), and the records."""
-    n, have = size(row), found.get(store.run_id(recipe(row, **changes)), {})
+    n, have = size(row), found.get(plan(recipe(row, **changes)).id, {})
     groups = [
         [have[s] for s in range(k, k + n) if s in have]
         for k in range(0, max(have, default=-1) + 1, n)
@@ -116,16 +115,16 @@ def compare(which: str | None = None, **changes) -> list[dict[str, Any]]:
     published_std, ours, ours_std (n-1), n (values behind `ours`), run (ids of the records behind
     it) and note; None where there is nothing. Only finished runs of exactly this recipe count.
     """
-    found, told = stored(), []
+    found, compared = stored(), []
     for row in cells(which).itertuples():
         values, records = ours(row, found, **changes)
-        old = any(r.meta["code"] != source_digest(method_class(r.run.method)) for r in records)
+        old = any(r.meta["code"] != class_digest(type(r.method)) for r in records)
         notes = [
             row.note,
-            CHANGED + said(changes) if changes else "",
+            CHANGED + changes_text(changes) if changes else "",
             "trained with other code of its method" if old else "",
         ]
-        n, mean, std = metrics.summary(values) if values else (0, np.nan, np.nan)
+        n, mean, std = statistics.summary(values) if values else (0, np.nan, np.nan)
         cell = {
             k: getattr(row, k)
             for k in (
@@ -145,15 +144,16 @@ def compare(which: str | None = None, **changes) -> list[dict[str, Any]]:
             "run": " ".join(r.id for r in records),
             "note": "; ".join(filter(None, notes)),
         }
-        told.append({k: None if v != v or k == "run" and not v else v for k, v in cell.items()})
-    return told
+        compared.append({k: None if v != v or k == "run" and not v else v for k, v in cell.items()})
+    return compared
 
 
-def said(changes: dict) -> str:
+def changes_text(changes: dict) -> str:
+    """Changed fields in words: "epochs=5, T=2"."""
     return ", ".join(f"{k}={v}" for k, v in changes.items())
 
 
-def number(cell: dict, name: str) -> str:
+def number_text(cell: dict, name: str) -> str:
     """ "28.76 (0.08)", "" where nothing is printed and "not run" where nothing is trained."""
     v, std, digits = cell[name], cell[f"{name}_std"], 2 if cell["metric"].startswith("top") else 3
     if v is None:
@@ -161,11 +161,11 @@ def number(cell: dict, name: str) -> str:
     return f"{v:.{digits}f}" + (f" ({std:.{digits}f})" if std is not None else "")
 
 
-def listed(told: list[dict]) -> tuple[list[tuple[str, ...]], list[str]]:
-    """One table's cells (from `compare`) as rows of text under `TOLD`, and their notes: the last
-    column holds their numbers, from 1."""
+def table_rows(compared: list[dict]) -> tuple[list[tuple[str, ...]], list[str]]:
+    """One table's cells (from `compare`) as rows of text under `TABLE_COLUMNS`, and their
+    notes: the last column holds their numbers, from 1."""
     rows, notes = [], {}
-    for c in told:
+    for c in compared:
         gap = "" if None in (c["ours"], c["published"]) else f"{c['ours'] - c['published']:+.2f}"
         its = [
             str(notes.setdefault(note, len(notes) + 1))
@@ -178,8 +178,8 @@ def listed(told: list[dict]) -> tuple[list[tuple[str, ...]], list[str]]:
                 c["row"],
                 c["column"],
                 what,
-                number(c, "published"),
-                number(c, "ours"),
+                number_text(c, "published"),
+                number_text(c, "ours"),
                 gap,
                 str(c["n"] or ""),
                 " ".join(its),
@@ -188,31 +188,30 @@ def listed(told: list[dict]) -> tuple[list[tuple[str, ...]], list[str]]:
     return rows, list(notes)
 
 
-def heading(told: list[dict], **changes) -> str:
+def heading(compared: list[dict], **changes) -> str:
     """What one table's cells (from `compare`) are, on one line."""
-    units, sets = (", ".join(dict.fromkeys(c[k] for c in told)) for k in ("metric", "dataset"))
-    return (
-        f"{told[0]['paper']}:{told[0]['table']}, {units} on {sets}, recipe {told[0]['paper']}"
-        "_paper" + (f", {CHANGED}{said(changes)}" if changes else "")
-    )
+    units, sets = (", ".join(dict.fromkeys(c[k] for c in compared)) for k in ("metric", "dataset"))
+    paper, table = compared[0]["paper"], compared[0]["table"]
+    changed = f", {CHANGED}{changes_text(changes)}" if changes else ""
+    return f"{paper}:{table}, {units} on {sets}, recipe {paper}_paper{changed}"
 
 
-def text(told: list[dict], **changes) -> str:
+def text(compared: list[dict], **changes) -> str:
     """The cells of one table (from `compare`) in at most 100 columns, notes numbered below."""
-    rows, notes = listed(told)
-    widths = [max(map(len, column)) for column in zip(TOLD, *rows, strict=True)]
+    rows, notes = table_rows(compared)
+    widths = [max(map(len, column)) for column in zip(TABLE_COLUMNS, *rows, strict=True)]
     with Path(__file__).with_name("choices.csv").open(encoding="utf-8", newline="") as file:
         below = [
             f"{r['what']}: {r['value']}; {r['why']}"
             for r in csv.DictReader(file)
-            if r["paper"] == told[0]["paper"]
+            if r["paper"] == compared[0]["paper"]
         ]
     below = [f"{k}: {note}" for k, note in enumerate(notes, 1)] + below
     return "\n".join(
         [
-            heading(told, **changes),
+            heading(compared, **changes),
             "",
-            *("  ".join(map(str.ljust, r, widths)).rstrip() for r in [TOLD, *rows]),
+            *("  ".join(map(str.ljust, r, widths)).rstrip() for r in [TABLE_COLUMNS, *rows]),
             "",
             *(textwrap.fill(note, 100, subsequent_indent="   ") for note in below),
         ]

@@ -5,15 +5,11 @@ Under KDKIT_BATCH=1 it shows the picture and the line once, without controls. Di
 trait assignment only, so that a callback on any thread works; core ipywidgets only.
 """
 
+import dataclasses
 import html
 import json
 import os
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -22,30 +18,65 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import HTML, display
+from traitlets import TraitError, validate
 
-from . import metrics, plots, store, tables
-from .config import Run
-from .methods import DCKD, fields, make, method_class, methods, resolve
+from .. import metrics
+from ..fields import Field, fields
+from ..methods import list_methods, method_class
+from . import figures, fingerprint, store
+from .figures import tables
 from .papers import runs
+from .plans import Plan, control, plan
 from .store import Record
+from .sweep import SINGLE_THREAD, events, start_worker
 from .teach import Lab
 
 WIDE = {"description_width": "110px"}
-RANGES = {"m": (2, 8, 1), "T": (0.5, 10.0, 0.5), "tau": (0.5, 10.0, 0.5)}  # of knobs
+KNOB_STEPS = 20  # of a slider from its low end to its high end, unless the default lies beyond
 
 
-def slider(text: str, value, low, high, step) -> W.Widget:
-    """A slider that acts on release; whole steps give whole numbers."""
-    kind = W.IntSlider if isinstance(step, int) else W.FloatSlider
-    return kind(
+class _Bounds:
+    """A slider that widens for a value beyond its ends, and refuses one beyond its field's."""
+
+    field = Field()
+
+    @validate("value")
+    def _validate_value(self, proposal):
+        value = proposal["value"]
+        try:
+            self.field._within(value, value)
+        except ValueError as e:
+            raise TraitError(str(e)) from None
+        if value > self.max:
+            self.max = value
+        if value < self.min:
+            self.min = value
+        return value
+
+
+class IntKnob(_Bounds, W.IntSlider):
+    """Whole numbers."""
+
+
+class FloatKnob(_Bounds, W.FloatSlider):
+    """Any numbers."""
+
+
+def slider(text: str, value, low, high, step, field: Field | None = None) -> W.Widget:
+    """A slider that acts on release; whole steps give whole numbers. field: bounds of the values
+    that it may ever take, by default low and high."""
+    kind = IntKnob if isinstance(step, int) else FloatKnob
+    made = kind(
         value=value,
-        min=low,
-        max=high,
+        min=min(low, value),
+        max=max(high, value),
         step=step,
         description=text,
         continuous_update=False,
         style=WIDE,
     )
+    made.field = field or Field(low, high, name=text)
+    return made
 
 
 def choice(text: str, options, value=None) -> W.ToggleButtons:
@@ -71,7 +102,7 @@ def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
 
     def redraw(_=None):
         nonlocal fig
-        with plots.look():  # one at a time: two quick changes may come on two threads
+        with figures.kdkit_style():  # one at a time: two quick changes may come on two threads
             try:
                 values = {k: c.value for k, c in controls.items()}  # rounded: 0.3, not 0.1 + 0.2
                 fig, text = draw(
@@ -79,16 +110,16 @@ def panel(name: str, draw: Callable, **controls: W.Widget) -> W.VBox:
                     **{k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()},
                 )
                 line.value = f"<p>{html.escape(text)}</p>"  # before the picture, which takes longer
-                picture.value = plots.html(fig, text)
+                picture.value = figures.html(fig, text)
             except Exception as e:
                 line.value = f"<p>{html.escape(f'{type(e).__name__}: {e}')}</p>"
                 if store.quiet():
                     raise
 
     redraw()
-    for key, control in controls.items():
-        control.add_class(f"kd-{name}-{key}")
-        control.observe(redraw, "value")
+    for key, knob in controls.items():
+        knob.add_class(f"kd-{name}-{key}")
+        knob.observe(redraw, "value")
     picture.add_class(f"kd-{name}-picture")
     line.add_class(f"kd-{name}-line")
     row = W.HBox(list(controls.values()), layout=W.Layout(flex_flow="row wrap"))
@@ -102,17 +133,12 @@ def present(box: W.VBox) -> None:
     display(HTML(box.children[1].value + box.children[2].value) if store.quiet() else box)
 
 
-def _kl(p: np.ndarray, q: np.ndarray) -> float:
-    """KL(p||q) in nats, (K,) each."""
-    return float((p * (np.log(p) - np.log(q))).sum())
-
-
 def temperature(record: Record, T: float = 4.0, image: int | None = None) -> None:
     """Softened predictions of teacher and first student for one test image, by temperature.
 
     image: position in the test set; None: the teacher's least certain one.
     """
-    (z, z_t), names = tables.logits(record), record.meta["class_names"]
+    (z, z_t), names = record.logits(), record.meta["class_names"]
     if z_t is None:
         raise ValueError(f"run {record.id} ({record.run.method}) has no teacher to show")
     if image is None:
@@ -124,9 +150,10 @@ def temperature(record: Record, T: float = 4.0, image: int | None = None) -> Non
             f"image {image}, T = {T:g}: entropy {metrics.entropy(p):.3f} (teacher), "
             f"{metrics.entropy(q):.3f} (student) nats; classes above 1/K "
             f"{int(metrics.correlation_number(p))} and {int(metrics.correlation_number(q))}; "
-            f"KL(teacher‖student) {_kl(p, q):.4f}, KL(student‖teacher) {_kl(q, p):.4f}"
+            f"KL(teacher‖student) {metrics.kl_divergence(p, q):.4f}, "
+            f"KL(student‖teacher) {metrics.kl_divergence(q, p):.4f}"
         )
-        return plots.draw_temperature(z_t[image], z[0, image], T, names, fig), text
+        return figures.draw_temperature(z_t[image], z[0, image], T, names, fig), text
 
     present(
         panel(
@@ -151,7 +178,7 @@ def attention(record: Record) -> None:
             f"peer {i} learns most from peer {row.argmax() + 1} ({row.max():.2f})"
             for i, row in enumerate(a, 1)
         )
-        return plots.draw_matrices([(f"epoch {epoch}", a)], fig), (
+        return figures.draw_matrices([(f"epoch {epoch}", a)], fig), (
             f"epoch {epoch}: {taught}; largest asymmetry |A - Aᵀ| {gap:.3f}"
         )
 
@@ -159,28 +186,29 @@ def attention(record: Record) -> None:
 
 
 def collection(record: Record, image: int | None = None) -> None:
-    """DCKD's collections: what each student receives from the others, image by image.
+    """What each student receives from the others, image by image, from a method that collects.
 
     image: position in the test set; None: where the students disagree most.
     """
-    z, names = tables.logits(record)[0], record.meta["class_names"]
-    if len(z) < 2:
-        raise ValueError(f"run {record.id} ({record.run.method}) has one student: no collection")
+    z, names = record.logits()[0], record.meta["class_names"]
+    if not hasattr(record.method, "collect"):
+        raise ValueError(f"run {record.id} ({record.run.method}) has no collection")
     if image is None:
         image = int(metrics.softmax(z).var(0).sum(-1).argmax())
 
     def draw(fig, image, student, kind, reverse, tau):
         one = torch.tensor(z[:, image : image + 1])  # (m, 1, K)
-        m = DCKD(m=len(z), collection=kind).collect(one)[student - 1, 0].numpy()
+        method = type(record.method)(**(record.method.values() | {"collection": kind}))
+        m = method.collect(one)[student - 1, 0].numpy()
         p, q = metrics.softmax(z[student - 1, image], tau), metrics.softmax(m, tau)
-        kl = _kl(p, q) if reverse else _kl(q, p)
+        kl = metrics.kl_divergence(p, q) if reverse else metrics.kl_divergence(q, p)
         text = (
             f"image {image}, tau = {tau:g}: student {student} receives {kind}; "
             f"{'reverse' if reverse else 'forward'} KL {kl:.4f}; classes above 1/K "
             f"{int(metrics.correlation_number(q))} in the collection, "
             f"{int(metrics.correlation_number(p))} in the student"
         )
-        return plots.draw_collection(z[:, image], m, student - 1, tau, names, fig), text
+        return figures.draw_collection(z[:, image], m, student - 1, tau, names, fig), text
 
     present(
         panel(
@@ -201,23 +229,24 @@ def collection(record: Record, image: int | None = None) -> None:
 def class_map(record: Record, tau: float = 4.0) -> None:
     """Class maxima of teacher and student for one class, and the images behind a peak (DCKD's
     Figures 2 and 3; their temperature is not in the text: `tau` is a choice)."""
-    names, (x, y) = record.meta["class_names"], tables.test_set(record.run.data)
+    names, x = record.meta["class_names"], tables.test_images(record.run.data)
+    y = record.labels
     pairs = [(name, i) for i, name in enumerate(names)]
 
     def draw(fig, of, peak, tau):
-        table = tables.class_maximum([record], of, 0, tau)
+        table = figures.class_maximum_table([record], of, 0, tau)
         p, q, behind = table.loc[peak, ["student", "teacher", "images"]]
         text = (
             f"largest p({names[peak]}) over the {(y == of).sum()} images of {names[of]}, tau = "
             f"{tau:g}: student {p:.3f}, teacher {q:.3f}; test images "
             f"{behind.replace(' ', ', ')}"
         )
-        return plots.draw_class_map(
+        return figures.draw_class_map(
             table["student"],
             table["teacher"],
             of,
             peak,
-            x[[int(i) for i in behind.split()]],
+            x[figures.image_numbers(behind)],
             names,
             fig=fig,
         ), text
@@ -259,8 +288,8 @@ def paper_tables(which: str = "okddip:2", **changes) -> None:
 
 def _cells(told: list[dict], **changes) -> str:
     """One table's cells (of `runs.compare`) as HTML; grey where no run stands behind one."""
-    rows, notes = runs.listed(told)
-    table = pd.DataFrame(rows, columns=runs.TOLD).set_index(["row", "column"])
+    rows, notes = runs.table_rows(told)
+    table = pd.DataFrame(rows, columns=runs.TABLE_COLUMNS).set_index(["row", "column"])
     text = table.rename_axis([None] * 2).to_html(border=0)
     text = text.replace("<td>not run", '<td style="opacity:.6">not run')
     return (
@@ -273,44 +302,38 @@ def _cells(told: list[dict], **changes) -> str:
 def knobs(method: str) -> dict[str, W.Widget]:
     """A control for each hyperparameter of a method, made from its annotated fields."""
     made = {}
-    for key, (kind, start) in fields(method_class(method)).items():
-        allowed = [a for a in getattr(kind, "__args__", ()) if isinstance(a, str)]
-        if key in ("rampup", "warmup", "eps", "entropy_sign"):
+    for name, field in fields(method_class(method)).items():
+        if not field.knob or len(field.options) == 1:
             continue
-        if len(allowed) > 1:
-            made[key] = choice(key, allowed, start)
-        elif isinstance(start, bool):
-            made[key] = W.Checkbox(value=start, description=key, style=WIDE)
-        elif not isinstance(start, str):
-            low, high, step = RANGES.get(key, (0.0, 3.0, 0.1))
-            if type(start) is not type(step) or start and not 0.1 <= start <= high:
-                low = step = start // 8 or 1 if isinstance(start, int) else start / 10
-                high = 2 * start
-            made[key] = slider(key, start, low, high, step)
+        if field.options:
+            made[name] = choice(name, field.options, field.default)
+        elif field.kind is bool:
+            made[name] = W.Checkbox(value=field.default, description=name, style=WIDE)
+        elif field.kind in (int, float):
+            made[name] = slider(name, field.default, *knob_range(field), field)
+        made[name].tooltip = field.description
     return made
 
 
-def command(run: Run) -> list[str]:
-    """The command line that trains `run` in another process."""
-    given = {k: v for k, v in vars(run).items() if k not in ("method", "preset", "params")}
-    args = []
-    for key, value in (given | dict(run.params)).items():
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        args += ["--set", f"{key}={text}"]
-    return [sys.executable, "-m", "kdkit", "train", run.method, "--preset", run.preset, *args]
-
-
-def spawn(run: Run, said) -> subprocess.Popen:
-    """A process of its own that trains `run` and writes what it says to the file `said`."""
-    env = os.environ | {"KDKIT_BATCH": "1", "KDKIT_RUNS": str(store.root())}
-    return subprocess.Popen(command(run), env=env, stderr=said, stdout=subprocess.DEVNULL)
+def knob_range(field: Field) -> tuple[float, float, float]:
+    """(low, high, step) of a number's slider, within the field's bounds: twenty steps, or up to
+    twice the default where that is more. The step is the field's where the default is one to twenty
+    of them, else a part of the default: a weight of 1000 does not turn in steps of .1."""
+    whole, start, step = field.kind is int, field.default, field.step
+    if not step or (start and not step <= start <= KNOB_STEPS * step):
+        step = max(1, start // 8) if whole else start / 10 or 0.1
+    low = start - KNOB_STEPS * step if field.low is None else field.low
+    low = step if 0 < low < step else low
+    high = max(2 * start, 0 if whole else KNOB_STEPS * step)
+    high = high if field.high is None else min(high, field.high)
+    return low, high, int(step) if whole else float(step)
 
 
 class Trainer:
-    """Train, stop and go on with one run in a child process; the kernel stays free."""
+    """Train, stop and go on with one run in a worker process; the kernel stays free."""
 
     def __init__(self, finished: Callable[[], None]):
-        self.finished, self.child, self.run, self.lock = finished, None, None, threading.Lock()
+        self.finished, self.worker, self.run, self.lock = finished, None, None, threading.Lock()
         self.go = W.Button(description="Train", tooltip="train this run in another process")
         self.halt = W.Button(description="Stop", tooltip="stop and save", disabled=True)
         self.bar, self.note, self.curve = W.IntProgress(description="epochs"), W.HTML(), W.HTML()
@@ -325,44 +348,58 @@ class Trainer:
         self.go.on_click(lambda _: self.start())
         self.halt.on_click(lambda _: self.stop())
 
-    def offer(self, run: Run, finished: bool) -> None:
+    def offer(self, run: Plan, finished: bool) -> None:
         """The run that the button would train, unless it is there or another one is training."""
-        if self.child is None:
-            begun = (store.root() / store.run_id(run) / "checkpoint.pt").exists()
-            self.run, self.go.disabled = run, finished
+        if self.worker is None:
+            begun = (store.folder(run) / "checkpoint.pt").exists()
+            elsewhere = fingerprint.is_builtin(type(run.method))
+            self.run, self.go.disabled = run, finished or not elsewhere
             self.go.description = "Resume" if begun else "Train"
+            if not elsewhere:
+                self.note.value = (
+                    f"{html.escape(run.method.title)} is defined in this notebook, which a worker "
+                    "process does not see: train it with lab.get"
+                )
 
     def start(self) -> None:
         with self.lock:  # two quick clicks may come on two threads
-            if self.child is None and not self.go.disabled:
+            if self.worker is None and not self.go.disabled:
                 self.go.disabled, self.halt.disabled, self.note.value = True, False, "starting"
-                self.bar.max, self.bar.value = self.run.epochs, 0
-                self.said = tempfile.TemporaryFile("w+")
-                self.child = spawn(self.run, self.said)
+                self.bar.max, self.bar.value = self.run.run.epochs, 0
+                env = os.environ | SINGLE_THREAD | {"KDKIT_RUNS": str(store.root())}
+                self.worker = start_worker(env)
                 threading.Thread(target=self.watch, daemon=True).start()
 
     def stop(self) -> None:
-        if child := self.child:
+        if worker := self.worker:
             self.halt.disabled, self.note.value = True, "stopping"
-            child.send_signal(signal.SIGTERM)  # it saves and ends
+            worker.terminate()  # it saves and ends
 
     def watch(self) -> None:
-        child, run = self.child, self.run  # `run` may change while it trains
-        path = store.root() / store.run_id(run) / "progress.json"
-        while child.poll() is None:
-            time.sleep(0.4)
-            with suppress(OSError):  # not begun, its teacher is trained first, or just finished
-                history = json.loads(path.read_bytes())
-                if len(history) > self.bar.value and not self.halt.disabled:
-                    text = f"epoch {len(history)} of {run.epochs}"
-                    picture = plots.html(plots.draw_progress(history, text), f"curves, {text}")
-                    self.curve.value, self.bar.value, self.note.value = picture, len(history), text
-        self.said.seek(0)
-        note = ["stopped before anything was trained", *self.said][-1]
+        worker, run = self.worker, self.run  # `run` may change while it trains
+        note = "stopped before anything was trained"
+        for text, news in events(worker, {"run": dataclasses.asdict(run.run)}):
+            note = news.get("failed") or news.get("stopped") or text or note
+            if "epoch" in news and not self.halt.disabled:
+                self.show(run, news["epoch"])
+            if "failed" in news:
+                break
+        with suppress(OSError):
+            worker.stdin.close()  # it has nothing more to do
+        worker.wait()
         if store.find(run):
-            self.bar.value, self.curve.value, note = run.epochs, "", "done"  # it is drawn above
-        self.child, self.halt.disabled, self.note.value = None, True, html.escape(note)
+            self.bar.value, self.curve.value, note = run.run.epochs, "", "done"  # drawn above
+        self.worker, self.halt.disabled, self.note.value = None, True, html.escape(note)
         self.finished()
+
+    def show(self, run: Plan, epoch: int) -> None:
+        """The curve so far."""
+        text = f"epoch {epoch} of {run.run.epochs}"
+        with suppress(OSError, ValueError):  # the run was just finished
+            history = json.loads((store.folder(run) / "progress.json").read_bytes())
+            picture = figures.html(figures.draw_progress(history, text), f"curves, {text}")
+            self.curve.value = picture
+        self.bar.value, self.note.value = epoch, text
 
 
 def ablation_lab(lab: Lab, method: str = "") -> None:
@@ -370,28 +407,26 @@ def ablation_lab(lab: Lab, method: str = "") -> None:
 
     Training runs in a child process: progress bar, growing curve, stop and resume.
     """
-    pick = choice("method", methods(), method_class(method).name)
+    pick = choice("method", list_methods(), method_class(method).name)
     pick.add_class("kd-lab-method")
     place = W.VBox()
     trainer = Trainer(lambda: place.children[0].redraw())
 
     def draw(fig, **values):
-        run = resolve(lab.run(method=pick.value, seed=lab.seeds[0], **values))
+        run = plan(lab.run(method=pick.value, seed=lab.seeds[0], **values))
         record = store.find(run)
         trainer.offer(run, record is not None)
         if record is None:
-            return plots.draw_progress([], "not trained yet", fig), (
-                f"run {store.run_id(run)} is not in the store: train it, or turn a knob back"
+            return figures.draw_progress([], "not trained yet", fig), (
+                f"run {run.id} is not in the store: train it, or turn a knob back"
             )
-        text = f"{plots.label(record)}: {record.result['top1_deployed']:.2f} %"
-        against = make(run).control()
-        control = against and store.find(
-            lab.run(method=against[0].name, seed=run.seed, **against[1])
-        )
-        if control:
-            gap = record.result["top1_deployed"] - control.result["top1_deployed"]
-            text += f", {gap:+.2f} points against {plots.label(control)} (one seed)"
-        return plots.draw_progress(record.history, text, fig), text
+        text = f"{figures.label(record.run)}: {record.result['top1_deployed']:.2f} %"
+        other = control(run)
+        against = other and store.find(other)
+        if against:
+            gap = record.result["top1_deployed"] - against.result["top1_deployed"]
+            text += f", {gap:+.2f} points against {figures.label(against.run)} (one seed)"
+        return figures.draw_progress(record.history, text, fig), text
 
     def rebuild(_=None):
         place.children = (panel("lab", draw, **knobs(pick.value)),)

@@ -1,44 +1,50 @@
-"""Tables recomputed from records, sentences that follow the numbers, pictures that do not drift."""
+"""Tables recomputed from records, sentences that follow the numbers, drawings that do not drift,
+and figures added in one place."""
 
 import ast
 import copy
+import doctest
 import json
 import re
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from kdkit import metrics, pictures, plots, store, tables
-from kdkit.config import preset
-from kdkit.data import load
-from kdkit.methods import make, methods, resolve
+import kdkit as kd
+from kdkit import metrics
+from kdkit.methods import METHODS, list_methods
+from kdkit.study import figures, store, sweep
+from kdkit.study.figures import index, style, tables
+from kdkit.study.plans import plan, preset
+from kdkit.study.sources import load
+from kdkit.train import Fitted
 
 rng = np.random.default_rng(0)
 N, K, E = 500, 10, 3
 LESSON = load("lesson")
-Y = LESSON.y_test[:N].numpy()
+LESSON = replace(LESSON, x_test=LESSON.x_test[:N], y_test=LESSON.y_test[:N])
+Y = LESSON.y_test.numpy()
 
 
-def fake(shift=0.0, **fields):
+def fake(run):
     """A record in the store whose numbers follow from drawn logits; nothing is trained."""
-    run = resolve(preset("smoke", **fields))
-    method = make(run)
+    planned = plan(run)
+    method = planned.method
     m, peers = method.group()[1], method.peers()
-    own = np.random.default_rng([run.seed, zlib.crc32(plots.label(run).encode())])
-    right = np.eye(K)[Y]
-    z = (own.normal(size=(m, N, K)) + (1.5 + shift) * right).astype("f2")
-    its = method.teacher_run(run)
-    t = (np.random.default_rng(9).normal(size=(N, K)) + 2 * right).astype("f2") if its else None
-    result = metrics.report(z, Y, peers, method.deployed(run.seed), t)
+    own = np.random.default_rng([run.seed, zlib.crc32(figures.label(run).encode())])
+    z = own.normal(size=(m, N, K)) + 1.5 * np.eye(K)[Y]
+    t = np.random.default_rng(9).normal(size=(N, K)) + 2 * np.eye(K)[Y]
     history = [
         {
             "epoch": e,
@@ -48,26 +54,24 @@ def fake(shift=0.0, **fields):
             "train_top1": [50.0 + e + run.seed] * m,
             "probe_top1": [45.0 + e] * m,
             "probe_ensemble": 50.0,
-            "diversity": 0.1 / (e + 1) + shift if m > 1 else None,
+            "diversity": 0.1 / (e + 1) if m > 1 else None,
             "seconds": 1.0,
         }
         for e in range(E)
     ]
-    arrays = {"attention": own.dirichlet([4] * peers, (E, peers)), "probe_index": np.arange(64)}
-    logits = {"students": z} | ({} if t is None else {"teacher": t})
-    names = list(LESSON.class_names)
-    meta = {
-        "method": method.title,
-        "shape": [1, 28, 28],
-        "classes": K,
-        "class_names": names,
-        "teacher": its and store.run_id(its),
-        "environment": {},
-        "seconds": 1.0,
-        "history": history,
-        "result": result,
-    }
-    return store.save(run, meta, {}, {"history.npz": arrays, "test_logits.npz": logits})
+    arrays = {"attention": own.dirichlet([4] * peers, (E, peers))}
+    fitted = Fitted(
+        torch.nn.Module(),
+        {},  # the store computes the result from the logits
+        history,
+        arrays,
+        z,
+        t if planned.teacher else None,
+        method,
+        1.0,
+        {},
+    )
+    return store.save(planned, fitted, LESSON)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,23 +80,18 @@ def shelf(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
         m.setenv("KDKIT_RUNS", str(tmp_path_factory.mktemp("runs")))
         m.setenv("KDKIT_FIGURES", str(tmp_path_factory.mktemp("figures")))
-        m.setattr(tables, "test_set", lambda name: (LESSON.x_test[:N].numpy(), Y))
+        m.setattr(tables, "test_images", lambda name: LESSON.x_test.numpy())
         yield
 
 
 @pytest.fixture(scope="module")
 def records(shelf):
     """Every run that any figure wants, for two seeds, drawn."""
-    return {
-        store.run_id(run): fake(
-            **dict(run.params), method=run.method, seed=run.seed, schedule=run.schedule
-        )
-        for run in plots.wanted(None, "smoke", 2)
-    }
+    return {plan(run).id: fake(run) for run in figures.wanted(None, "smoke", 2)}
 
 
 def of(name, records):
-    return [records[store.run_id(run)] for run in plots.wanted(name, "smoke", 2)]
+    return [records[plan(run).id] for run in figures.wanted(name, "smoke", 2)]
 
 
 def changed(record, **result):
@@ -102,47 +101,46 @@ def changed(record, **result):
     return store.Record(record.path, meta)
 
 
-@pytest.mark.parametrize("name", plots.FIGURES)
+@pytest.mark.parametrize("name", figures.list_figures())
 def test_every_figure_draws_and_speaks(name, records):
-    spec = plots.FIGURES[name]
     mine = of(name, records)
-    table, fig = spec.table(mine), spec.draw(mine)
-    alt, *findings = spec.say(table)
+    table, fig, (alt, *findings) = figures.make(name, mine)
     assert len(findings) >= 1 and all(s.endswith((".", ")")) for s in [alt, *findings])
     assert "nan" not in " ".join([alt, *findings]).lower()
     assert set(table.attrs["runs"]) <= {r.id for r in mine} and (table.attrs["runs"] or not mine)
-    with plots.look():
+    with figures.kdkit_style():
         fig.draw_without_rendering()  # lays it out
     texts = [t for ax in fig.axes for t in ax.texts if t.get_text()]
     bounds = fig.bbox.padded(2)
     for t in texts:  # nothing is cut off at the edge of the picture
         box = Text.get_window_extent(t)
         assert bounds.contains(box.x0, box.y0) and bounds.contains(box.x1, box.y1), t.get_text()
-    notebook = re.fullmatch(r"\d\d", spec.notebook)
-    assert notebook, spec.notebook
+    assert re.fullmatch(r"\d\d", figures.get_figure(name).notebook)
 
 
 def test_wanted_is_in_notebook_order_without_duplicates():
-    runs = plots.wanted(None, "smoke", 3)
-    ids = [store.run_id(run) for run in runs]
+    runs = figures.wanted(None, "smoke", 3)
+    ids = [plan(run).id for run in runs]
     assert len(set(ids)) == len(ids)
-    every = {store.run_id(r) for name in plots.FIGURES for r in plots.wanted(name, "smoke", 3)}
+    every = {
+        plan(r).id for name in figures.list_figures() for r in figures.wanted(name, "smoke", 3)
+    }
     assert set(ids) == every
-    first = plots.wanted("baseline_curves", "smoke", 3)
+    first = figures.wanted("baseline_curves", "smoke", 3)
     assert runs[:3] == first and [r.seed for r in first] == [0, 1, 2]
-    assert [r.seed for r in plots.wanted("kd_accuracy", "smoke", [7])] == [7, 7]
-    assert plots.wanted("entropy_correlation", "smoke", 3) == []
+    assert [r.seed for r in figures.wanted("kd_accuracy", "smoke", [7])] == [7, 7]
+    assert figures.wanted("entropy_correlation", "smoke", 3) == []
 
 
 def test_unknown_figure_names_the_nearest():
     with pytest.raises(ValueError, match=r"unknown figure 'kd_acuracy'.*kd_accuracy"):
-        plots.wanted("kd_acuracy", "smoke", 1)
+        figures.wanted("kd_acuracy", "smoke", 1)
 
 
 def test_every_control_is_in_its_own_figure(records):
     """Side by side means: with the control, unless there is none."""
     for name in ("results", "online_accuracy", "okddip_accuracy", "dckd_accuracy", "kd_accuracy"):
-        table = plots.FIGURES[name].table(of(name, records))
+        table = figures.get_figure(name).table(of(name, records))
         ours = table[(table["method"] != "") & (table["label"] != "Baseline")]
         assert (ours["control"] != "").all(), name
         assert (ours["pairs"] == 2).all()
@@ -150,20 +148,20 @@ def test_every_control_is_in_its_own_figure(records):
 
 def test_labels_say_what_differs():
     def label(**fields):
-        return plots.label(preset("smoke", **fields))
+        return figures.label(preset("smoke", **fields))
 
     assert label(method="okddip") == "OKDDip" == label(method="okddip", m=4, seed=3)
     assert label(method="okddip", attention="mean") == "OKDDip (attention=mean)"
     assert label(method="ind", based="network") == "Ind (network)"
     assert label(method="kd", T=2.0, epochs=5) == "KD (T=2, epochs=5)"
     assert label(method="baseline", schedule="sgdr") == "Baseline (schedule=sgdr)"
-    assert plots.label(preset("okddip_paper", method="kd")) == "KD"
-    assert plots.label(preset("dckd_paper", method="dckd")) == "DCKD"
+    assert figures.label(preset("okddip_paper", method="kd")) == "KD"
+    assert figures.label(preset("dckd_paper", method="dckd")) == "DCKD"
 
 
 def test_accuracy_is_recomputed_from_the_stored_logits(records):
     mine = of("okddip_accuracy", records)
-    table = plots.FIGURES["okddip_accuracy"].table(mine).set_index("label")
+    table = figures.accuracy_table(mine).set_index("label")
 
     def top1(r):
         z, i = r.test_logits["students"].astype("f8"), r.result["deployed"]
@@ -197,7 +195,7 @@ def test_accuracy_is_recomputed_from_the_stored_logits(records):
 
 
 def test_a_finding_follows_the_numbers(records):
-    say, table = plots.FIGURES["kd_accuracy"].say, plots.FIGURES["kd_accuracy"].table
+    say, table = figures.say_accuracy, figures.accuracy_table
     base = [r for r in of("kd_accuracy", records) if r.run.method == "baseline"]
     kd = [r for r in of("kd_accuracy", records) if r.run.method == "kd"]
 
@@ -211,12 +209,12 @@ def test_a_finding_follows_the_numbers(records):
     assert "below Baseline (95 %" in finding(82.0, 83.0, 80.0, 81.001)
     assert finding(80.0, 81.0, 80.0, 83.0).endswith("(n = 2): not shown.")
     assert "level with" in finding(80.0, 81.0, 80.0, 81.0)
-    one = plots.FIGURES["kd_accuracy"].say(table([base[0], kd[0]]))[1]
+    one = say(table([base[0], kd[0]]))[1]
     assert one.endswith("in 1 seed: one seed gives no interval, so this is not shown.")
 
 
 def test_diversity_findings_flip(records):
-    spec, mine = plots.FIGURES["online_diversity"], of("online_diversity", records)
+    mine = of("online_diversity", records)
     low, high = (copy.deepcopy([r.meta for r in mine]) for _ in range(2))
     for metas, step in ((low, -0.01), (high, 0.01)):
         for meta in metas:
@@ -224,22 +222,20 @@ def test_diversity_findings_flip(records):
                 for row in meta["history"]:
                     row["diversity"] += step
 
-    def said(metas):
-        return " ".join(
-            spec.say(
-                spec.table(
-                    [store.Record(r.path, meta) for r, meta in zip(mine, metas, strict=True)]
-                )
-            )
-        )
+    def sentences(metas):
+        falsified = [store.Record(r.path, meta) for r, meta in zip(mine, metas, strict=True)]
+        return " ".join(figures.make("online_diversity", falsified)[2])
 
-    assert "has the most diverse" in said(low) and "has not the most diverse" in said(high)
-    assert "OKDDip's diversity is 0.0100 below Ind's" in said(low)
-    assert "OKDDip's diversity is 0.0100 above Ind's" in said(high)
+    low, high = sentences(low), sentences(high)
+    assert "has the most diverse" in low and "has not the most diverse" in high
+    assert "OKDDip's diversity is 0.0100 below Ind's" in low
+    assert "OKDDip's diversity is 0.0100 above Ind's" in high
 
 
 def test_curves_are_means_and_deviations_over_seeds(records):
-    table = tables.curves(of("baseline_curves", records), "training accuracy (%)", "diversity")
+    table = figures.curves_table(
+        of("baseline_curves", records), "training accuracy (%)", "diversity"
+    )
     assert set(table["quantity"]) == {"training accuracy (%)"}  # one network has no diversity
     assert table["epoch"].tolist() == [1, 2, 3]
     assert table["mean"].tolist() == [50.5, 51.5, 52.5]
@@ -248,7 +244,7 @@ def test_curves_are_means_and_deviations_over_seeds(records):
 
 def test_attention_and_its_asymmetry(records):
     mine = of("okddip_attention", records)
-    table = tables.attention(mine)
+    table = figures.attention_table(mine)
     A = mine[1].arrays["attention"][2]
     t = table[(table["seed"] == 1) & (table["epoch"] == 3)]
     assert t.pivot(index="peer", columns="source", values="attention").to_numpy() == pytest.approx(
@@ -261,7 +257,7 @@ def test_attention_and_its_asymmetry(records):
 
 def test_correlation_numbers_by_hand(records):
     mine = of("dckd_correlation", records)[:1]
-    table = tables.correlation(mine, (4.0,)).set_index("who")
+    table = figures.correlation_table(mine, (4.0,)).set_index("who")
     z, t = (mine[0].test_logits[k].astype("f8") for k in ("students", "teacher"))
     others = np.stack([np.delete(z, k, 0).max(0) for k in range(len(z))])
     for who, v in (("Teacher", t), ("Students", z), ("Collection", others)):
@@ -272,32 +268,44 @@ def test_correlation_numbers_by_hand(records):
 
 def test_class_maximum_by_hand(records):
     mine = of("dckd_classmax", records)
-    table = tables.class_maximum(mine, true=3, student=1, tau=2.0)
+    table = figures.class_maximum_table(mine, true=3, student=1, tau=2.0)
     p = metrics.softmax(mine[0].test_logits["students"][1], 2.0)[Y == 3]
     assert table["student"].tolist() == pytest.approx(p.max(0).tolist())
     shown = [int(i) for i in table["images"][5].split()]
     assert shown[0] == np.flatnonzero(Y == 3)[p[:, 5].argmax()] and set(Y[shown]) == {3}
     assert {int(Y[int(i)]) for i in table["like"][5].split()} == {5}
     with pytest.raises(ValueError, match="student of 0 to 2; seen student=3"):
-        tables.class_maximum(mine, student=3)
+        figures.class_maximum_table(mine, student=3)
 
 
 def test_reliability_adds_up(records):
-    table = tables.reliability(of("calibration", records))
+    table = figures.reliability_table(of("calibration", records))
     for label, t in table.groupby("label"):
         assert t["share"].sum() == pytest.approx(1), label
         right = (t["share"] * t["accuracy"]).sum()
-        mine = [r for r in of("calibration", records) if tables.label(r) == label]
+        mine = [r for r in of("calibration", records) if figures.label(r.run) == label]
         assert 100 * right == pytest.approx(np.mean([r.result["top1_deployed"] for r in mine]))
 
 
+def test_bins_of_confidence_are_open_below():
+    bins = metrics.confidence_bins(np.array([0.0, 0.1, 0.11, 0.2, 0.95, 1.0]), 10)
+    assert bins.tolist() == [0, 0, 1, 1, 9, 9]
+
+
+def test_divergence_by_hand():
+    p, q = np.array([0.5, 0.5]), np.array([0.25, 0.75])
+    want = 0.5 * np.log(2) + 0.5 * np.log(2 / 3)
+    assert metrics.kl_divergence(p, q) == pytest.approx(want)
+    assert metrics.kl_divergence(p, p) == 0 < metrics.kl_divergence(q, p)
+
+
 def test_the_papers_two_distributions():
-    table = tables.distributions().drop_duplicates("distribution")
+    say, whole = figures.get_figure("entropy_correlation").say, figures.distribution_table()
+    table = whole.drop_duplicates("distribution")
     assert table["entropy"].round(3).tolist() == [1.677, 0.688]
     assert table["correlation_number"].tolist() == [1, 2]
-    assert "in opposite ways" in plots.FIGURES["entropy_correlation"].say(tables.distributions())[1]
-    same = tables.distributions().assign(entropy=[0.1] * K + [0.2] * K)
-    assert " alike" in plots.FIGURES["entropy_correlation"].say(same)[1]
+    assert "in opposite ways" in say(whole)[1]
+    assert " alike" in say(whole.assign(entropy=[0.1] * K + [0.2] * K))[1]
 
 
 def test_logits_of_many_classes_are_refused(records):
@@ -305,15 +313,14 @@ def test_logits_of_many_classes_are_refused(records):
     short = store.Record(r.path, r.meta)
     short.__dict__["test_logits"] = {"students": np.zeros((1, 4, 11)), "students_classes": None}
     with pytest.raises(ValueError, match="only the largest logits"):
-        tables.logits(short)
+        short.logits()
 
 
 def test_save_is_the_same_twice(records):
-    spec, mine = plots.FIGURES["online_accuracy"], of("online_accuracy", records)
-    seen = []
+    mine, seen = of("online_accuracy", records), []
     for _ in range(2):
-        table = spec.table(mine)
-        path = plots.save(spec.draw(mine), "online_accuracy", 'say <what> it "shows" ±', table)
+        table, fig, _ = figures.make("online_accuracy", mine)
+        path = figures.save(fig, "online_accuracy", 'say <what> it "shows" ±', table)
         files = {p.suffix: p.read_bytes() for p in path.parent.glob("online_accuracy.*")}
         seen.append(files)
     assert set(seen[0]) == {".png", ".svg", ".csv", ".json"} and path.suffix == ".png"
@@ -323,7 +330,7 @@ def test_save_is_the_same_twice(records):
     assert pd.read_csv(path.with_suffix(".csv"))["mean"].tolist() == pytest.approx(
         table["mean"].tolist(), rel=1e-5
     )
-    assert b"<dc:date>" not in seen[0][".svg"] and path.parent == plots.figures_root()
+    assert b"<dc:date>" not in seen[0][".svg"] and path.parent == figures.figures_root()
 
 
 def test_alt_text_is_escaped():
@@ -332,7 +339,7 @@ def test_alt_text_is_escaped():
             self.found = tag, dict(attrs)
 
     alt, parser = 'KD\'s "p" < .05 & <b>T</b>', Image()
-    text = plots.html(plots.draw_progress([], "nothing yet"), alt)
+    text = figures.html(figures.draw_progress([], "nothing yet"), alt)
     parser.feed(text)
     tag, attrs = parser.found
     assert tag == "img" and attrs["alt"] == alt and text.count("<") == 1
@@ -340,13 +347,13 @@ def test_alt_text_is_escaped():
 
 
 def test_each_method_has_its_own_look():
-    looks = [plots.style(m) for m in ["", *methods()]]
+    looks = [figures.method_style(m) for m in ["", *list_methods()]]
     assert len({s["color"] for s in looks}) == len(looks)
     assert len({(s["marker"], str(s["linestyle"])) for s in looks}) == len(looks)
     for s in looks:  # text in a method's colour can be read on white: luminance ratio above 3.9
         r, g, b = (
             v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
-            for v in to_rgb(pictures.ink(s["color"]))
+            for v in to_rgb(figures.text_colour(s["color"]))
         )
         assert 1.05 / (0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05) > 3.9, s
 
@@ -355,7 +362,7 @@ def test_end_labels_do_not_overlap():
     fig = Figure(figsize=(5, 3), layout="constrained")
     ax = fig.subplots()
     ax.set_ylim(0, 1)
-    pictures.end_labels(ax, [(0.5, f"label {k}", "#333333") for k in range(5)])
+    figures.end_labels(ax, [(0.5, f"label {k}", "#333333") for k in range(5)])
     fig.draw_without_rendering()
     spans = sorted((b.y0, b.y1) for b in (Text.get_window_extent(t) for t in ax.texts))
     assert all(low[1] <= high[0] + 1 for low, high in zip(spans, spans[1:], strict=False))
@@ -377,12 +384,16 @@ def test_widgets_pictures_are_the_same_drawn_anew_or_in_an_earlier_figure():
     a, b, p = rng.dirichlet(np.ones(3), 3), np.eye(3), rng.dirichlet(np.ones(K), 4)
     x = rng.integers(0, 256, (8, 1, 28, 28)).astype("u1")
     for draw, *cases in (
-        (plots.draw_temperature, (z[0], z[1], 4.0, names), (z[2], 3 * z[3], 0.5, names)),
-        (plots.draw_collection, (z[:3], z.max(0), 1, 2.0, names), (z[3:], z.min(0), 0, 9.5, names)),
-        (plots.draw_class_map, (*p[:2], 2, 6, x[:4], names), (*p[2:], 0, 9, x[4:], names)),
-        (plots.draw_matrices, ([("epoch 0", a)],), ([("epoch 12", b)],)),
+        (figures.draw_temperature, (z[0], z[1], 4.0, names), (z[2], 3 * z[3], 0.5, names)),
         (
-            plots.draw_progress,
+            figures.draw_collection,
+            (z[:3], z.max(0), 1, 2.0, names),
+            (z[3:], z.min(0), 0, 9.5, names),
+        ),
+        (figures.draw_class_map, (*p[:2], 2, 6, x[:4], names), (*p[2:], 0, 9, x[4:], names)),
+        (figures.draw_matrices, ([("epoch 0", a)],), ([("epoch 12", b)],)),
+        (
+            figures.draw_progress,
             ([], "not trained yet"),
             (history("ce", "collection", epochs=7), "DCKD: 83.20 %"),
             ([], "not trained yet"),
@@ -392,43 +403,165 @@ def test_widgets_pictures_are_the_same_drawn_anew_or_in_an_earlier_figure():
         fig, seen = None, set()
         for case in cases:
             fig = draw(*case, fig=fig)
-            again, text = plots.html(fig, "a"), plots.html(draw(*case), "a")
+            again, text = figures.html(fig, "a"), figures.html(draw(*case), "a")
             assert again == text and text.startswith('<img alt="a"') and fig.axes
             seen.add(again)
         assert len(seen) == len({str(case) for case in cases})
         fig = draw(*case)
         for part in (part for ax in fig.axes for part in ax.get_children()):
             part.set_animated(False)
-        assert plots._bytes(fig, "svg") == plots._bytes(draw(*case), "svg")  # files hold it all
+        assert style.figure_bytes(fig, "svg") == style.figure_bytes(
+            draw(*case), "svg"
+        )  # files hold it all
 
 
 def test_more_images_than_before_are_not_squeezed():
     fig, names = None, [f"class {k}" for k in range(K)]
     for n in (2, 4, 1):
-        fig = plots.draw_class_map(
+        fig = figures.draw_class_map(
             np.ones(K), np.ones(K), 0, 1, np.zeros((n, 1, 28, 28), "u1"), names, fig=fig
         )
-        plots.html(fig, "a")
+        figures.html(fig, "a")
         box, (high, wide) = fig.axes[1].get_window_extent(), fig.axes[1].images[0].get_size()
         assert box.width / box.height == pytest.approx(wide / high)
 
 
 def test_a_figure_that_was_changed_is_shown_so():
-    fig = plots.draw_images(np.zeros((1, 1, 28, 28), "u1"), ["before"])
-    first = plots.html(fig, "a")
-    assert plots.html(fig, "a") == first
+    fig = figures.draw_images(np.zeros((1, 1, 28, 28), "u1"), ["before"])
+    first = figures.html(fig, "a")
+    assert figures.html(fig, "a") == first
     fig.axes[0].set_title("after")
-    assert plots.html(fig, "a") != first
+    assert figures.html(fig, "a") != first
 
 
 def test_pyplot_is_never_imported():
-    for path in (Path(plots.__file__), Path(pictures.__file__), Path(tables.__file__)):
+    paths = list(Path(figures.__file__).parent.glob("*.py"))
+    assert len(paths) > 10
+    for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
-                said = ast.unparse(node)
-                assert "pyplot" not in said and "pylab" not in said
+                text = ast.unparse(node)
+                assert "pyplot" not in text and "pylab" not in text and "import *" not in text
     code = (
-        "import sys, kdkit.plots as p\np.html(p.draw_progress([], ''), '')\n"
+        "import sys, kdkit.study.figures as f\nf.html(f.draw_progress([], ''), '')\n"
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.fixture
+def registry():
+    """What a test registers is forgotten after it."""
+    before = [(known, dict(known)) for known in (index.FIGURES, METHODS)]
+    yield index.FIGURES
+    for known, things in before:
+        known.clear()
+        known.update(things)
+
+
+RUNS = [{"method": "baseline"}, {"method": "kd"}]
+
+
+def test_a_line_is_an_accuracy_figure(registry, records):
+    kd.figure("mine", runs=RUNS)
+    table, fig, sentences = figures.make("mine", of("mine", records))
+    assert figures.list_figures()[-1] == "mine" and figures.get_figure("mine").notebook == ""
+    again, _, usual = figures.make("kd_accuracy", of("kd_accuracy", records))
+    assert table.equals(again) and sentences == usual and fig.axes
+
+
+def test_a_figure_of_no_notebook_is_drawn_when_asked_for_alone(registry):
+    kd.figure("mine", runs=[{"method": "kd", "T": 9.0}])
+    (run,) = figures.wanted("mine", "smoke", 1)
+    assert run.params == (("T", 9.0),) and run not in figures.wanted(None, "smoke", 1)
+
+
+def test_the_table_is_computed_once(registry, records, monkeypatch):
+    counted = []
+
+    @kd.figure("counted", runs=RUNS)
+    def count(records):
+        counted.append([r.id for r in records])
+        return figures.accuracy_table(records)
+
+    assert registry["counted"].table is count
+    for name in ("counted", "kd_accuracy", "dckd_classmax"):
+        mine = of(name, records)
+        usual = figures.get_figure(name)
+
+        def table(given, usual=usual):
+            counted.append([r.id for r in given])
+            return usual.table(given)
+
+        if name != "counted":
+            monkeypatch.setitem(registry, name, index.replace(usual, table=table))
+        counted.clear()
+        figures.make(name, mine)
+        assert counted == [[r.id for r in mine]]
+
+
+def test_a_class_replaces_what_it_defines(registry, records):
+    @kd.figure("mine", runs=RUNS)
+    class Mine:
+        def say(table):
+            return [f"{len(table)} rows.", "Nothing more."]
+
+    table, fig, sentences = figures.make("mine", of("mine", records))
+    assert sentences == [f"{len(table)} rows.", "Nothing more."] == Mine.say(table)
+    assert registry["mine"].draw is figures.draw_accuracy and len(fig.axes) == 2
+
+    @kd.figure("mine", runs=RUNS, kind=figures.Sweep("T", "temperature"))  # a cell that runs again
+    class Swept:
+        say = figures.say_accuracy
+
+    assert "T" in figures.make("mine", of("mine", records))[0].columns
+
+
+def test_names_of_figures(registry):
+    with pytest.raises(ValueError, match="there already, in kdkit.study.figures.results"):
+        kd.figure("results", runs=RUNS)
+    for name in ("", "../x", "two words", "a.b"):
+        with pytest.raises(ValueError, match="use letters, digits"):
+            kd.figure(name, runs=RUNS)
+    with pytest.raises(ValueError, match=r"unknown figure 'kd_acuracy'.*kd_accuracy"):
+        figures.make("kd_acuracy", [])
+    assert figures.list_figures() == sorted(registry, key=lambda name: registry[name].notebook)
+
+
+def test_the_example_of_the_documentation_runs(registry, records):
+    example = doctest.DocTestParser().get_doctest(
+        index.__doc__, {"__name__": "learner"}, "index", None, 0
+    )
+    found = doctest.DocTestRunner().run(example, clear_globs=False)
+    assert found.attempted > 3 and found.failed == 0
+    table, fig, (alt, finding) = figures.make("my_seconds", of("my_seconds", records))
+    assert table["mean"].tolist() == [1.0, 1.0] and len(fig.axes[0].patches) == 2
+    assert finding == "Baseline takes longest."
+
+
+LEARNERS = """
+import kdkit as kd
+
+class Quiet(kd.KD):
+    name = "quiet"
+    title = "Quiet KD"
+
+kd.figure("quiet", runs=[{"method": "baseline"}, {"method": "quiet"}])
+"""
+
+
+def test_a_learners_file_adds_a_figure_and_the_command_line_draws_it(
+    registry, call, runs, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("KDKIT_FIGURES", str(tmp_path / "figures"))
+    file = tmp_path / "quiet.py"
+    file.write_text(LEARNERS)
+    code, _, errors = call(
+        "figures", "--only", "quiet", "--preset", "smoke", "--module", str(file), "--workers", "1"
+    )
+    assert code == 0, errors
+    about = json.loads((tmp_path / "figures" / "quiet.json").read_text())
+    assert "Quiet KD" in about["alt"] and len(about["runs"]) == 2
+    code, _, errors = call("figures", "--only", "quit", "--preset", "smoke")
+    assert code == 2 and "did you mean quiet" in errors[0]
+    sweep.load_module.cache_clear()

@@ -13,20 +13,25 @@ import shutil
 import sys
 import time
 from contextlib import redirect_stdout
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
 
-import pandas as pd
 import torch
 
-from . import batch, data, files, machine, models, plots, store, train
-from .config import PRESETS, Run, choose, preset
-from .methods import fields, make, method_class, methods
-from .papers import cells
-from .papers.runs import compare, runs_of, text
+from .. import data, models
+from ..callbacks import NotFinite
+from ..device import choose_device, choose_precision, processor
+from ..fields import choose, fields
+from ..methods import list_methods, method_class
+from ..metrics import list_metrics
+from . import files, project, runs, sources, store, sweep
+from .callbacks import Interrupted
+from .plans import PRESETS, Plan, Run, label, plan, preset, run_from
+from .pretrained import pretrained
 from .store import Record
 
+INSTALL = "`pip install '.[{extra}]'` in the project's folder"
 CHROMIUM = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
 
 
@@ -49,42 +54,34 @@ def settings(items: list[str], known: list[str], what: str) -> dict[str, str]:
     return changes
 
 
-def run_of(args: argparse.Namespace, method: str, seed: int) -> Run:
+def run_of(args: argparse.Namespace, method: str, seed: int) -> Plan:
     """The run that the options ask for, checked as far as that goes without its data."""
-    cls = method_class(choose(method, methods(), "method"))
-    ours = set(Run.__dataclass_fields__) - {"method", "preset", "params"}
+    cls = method_class(choose(method, list_methods(), "method"))
+    names = set(fields(Run)) - {"method", "preset", "params"}
     changes = {
         k: getattr(args, k) for k in ("data", "student", "teacher") if getattr(args, k) is not None
     }
-    changes |= settings(args.set, [*sorted(ours), *fields(cls)], f"field of {method}")
-    run = preset(args.preset, **{"seed": seed, **changes, "method": method})
+    changes |= settings(args.set, [*sorted(names), *fields(cls)], f"field of {method}")
     for name in args.teacher.split(",") if args.teacher else ():
-        models.build(name.strip(), 3, 10)
-    its = run
-    while its is not None:  # the teacher is a run too, and may have one
-        choose(its.data, data.datasets(), "data set")
-        store.students(its, (3, 32, 32), 10)
-        its = make(its).teacher_run(its)
-    store.run_id(run)
-    return run
+        models.builder_of(name.strip())
+    return plan(preset(args.preset, **{"seed": seed, **changes, "method": method}))
 
 
-def summary(record: Record, run: Run, from_store: bool) -> dict:
+def summary(record: Record, run: Plan, from_store: bool) -> dict:
     """What `train --json` prints. Accuracies in percent, seconds of training."""
-    r, meta = record.result, record.meta
-    told = {
+    result, meta = record.result, record.meta
+    shown = {
         "id": record.id,
         "method": record.run.method,
-        "preset": run.preset,
+        "preset": run.run.preset,
         "seed": record.run.seed,
         "epochs": record.run.epochs,
         "threads": meta["environment"]["threads"],
         "precision": meta["environment"]["precision"],
     }
-    told |= {
-        k: r[k] for k in ("top1", "top1_deployed", "ensemble", "diversity", "correlation_number")
-    }
-    return told | {
+    numbers = ("top1", "top1_deployed", "ensemble", "diversity", "correlation_number")
+    shown |= {name: result[name] for name in numbers}
+    return shown | {
         "seconds": meta["seconds"],
         "from_store": from_store,
         "resumed_at": meta["resumed_at"],
@@ -96,59 +93,64 @@ def summary(record: Record, run: Run, from_store: bool) -> dict:
 def cmd_train(args) -> int:
     """train one run, or find it in the store"""
     with redirect_stdout(sys.stderr):  # a learner's module may print
-        batch.load_module(args.module)
+        sweep.load_module(args.module)
         run = run_of(args, args.method, args.seed)
         from_store = not args.fresh and store.find(run) is not None
-        record = train.get(run, args.fresh)
-    told = summary(record, run, from_store)
+        record = runs.get(run, args.fresh)
+    shown = summary(record, run, from_store)
     if args.json:
-        print(json.dumps(told))
+        print(json.dumps(shown))
         return 0
-    accuracy = " ".join(f"{v:.2f}" for v in told["top1"])
+    accuracy = " ".join(f"{v:.2f}" for v in shown["top1"])
     print(
-        f"{plots.label(record)}, seed {told['seed']}: top-1 {accuracy} % in "
-        f"{told['seconds']:.0f} s; {'from the store: ' if from_store else ''}{record.path}"
+        f"{label(run)}, seed {shown['seed']}: top-1 {accuracy} % in "
+        f"{shown['seconds']:.0f} s; {'from the store: ' if from_store else ''}{record.path}"
     )
     return 0
 
 
 def cmd_sweep(args) -> int:
     """train many runs side by side"""
-    batch.load_module(args.module)
-    runs = [run_of(args, m, seed) for m in args.methods or methods() for seed in range(args.seeds)]
-    return report(batch.sweep(runs, args.workers, args.module), f"{len(runs)} runs are stored")
+    sweep.load_module(args.module)
+    wanted = [
+        run_of(args, m, seed) for m in args.methods or list_methods() for seed in range(args.seeds)
+    ]
+    return report(sweep.sweep(wanted, args.workers, args.module), f"{len(wanted)} runs are stored")
 
 
 def cmd_figures(args) -> int:
     """train what the figures need, execute the notebooks and draw"""
+    from . import notebooks  # here: the other commands need no notebooks and no pandas
+    from .figures import figures_root
+
     choose(args.preset, PRESETS, "preset")
-    failed = batch.figures(args.only, args.preset, args.seeds, args.workers)
-    return report(failed, f"the figures are in {plots.figures_root()}")
+    sweep.load_module(args.module)
+    failed = notebooks.figures(args.only, args.preset, args.seeds, args.workers, args.module)
+    return report(failed, f"the figures are in {figures_root()}")
 
 
 def changed(args) -> dict[str, str]:
     """What `--set` changes in the recipe of the cells that `args.which` names."""
-    free = [
-        f
-        for f in Run.__dataclass_fields__
-        if not f.startswith(
-            ("method", "preset", "params", "seed", "student", "teacher", "pretrained")
-        )
-    ]
+    from .papers import cells
+
+    fixed = ("method", "preset", "params", "seed", "student", "teacher", "pretrained")
+    free = [name for name in fields(Run) if not name.startswith(fixed)]
     own = {f for name in cells(args.which)["method"] for f in fields(method_class(name))}
     changes = settings(args.set, [*free, *sorted(own)], "field")
-    choose(changes.get("data", "lesson"), data.datasets(), "data set")
+    choose(changes.get("data", "lesson"), data.list_datasets(), "data set")
     return changes
 
 
 def cmd_table(args) -> int:
     """print a table of the papers: published, ours and the difference"""
+    from .papers.runs import compare, text
+
     changes = changed(args)
-    told = compare(args.which, **changes)
+    compared = compare(args.which, **changes)
     if args.json:
-        print(json.dumps(told))
+        print(json.dumps(compared))
         return 0
-    for (paper, table), part in groupby(told, key=lambda c: (c["paper"], c["table"])):
+    for (paper, table), part in groupby(compared, key=lambda c: (c["paper"], c["table"])):
         part = list(part)
         if args.which is None:
             done = sum(c["run"] is not None for c in part)
@@ -160,6 +162,9 @@ def cmd_table(args) -> int:
 
 def cmd_reproduce(args) -> int:
     """train what cells of the papers' tables need, teachers first"""
+    from .papers import cells
+    from .papers.runs import runs_of
+
     changes = changed(args)
     wanted = [
         run
@@ -167,27 +172,32 @@ def cmd_reproduce(args) -> int:
         for group in runs_of(row, args.seeds, **changes)
         for run in group
     ]
-    needed = [store.run_from(job.order["run"]) for job in batch.plan(wanted).values()]
-    names = [f"{make(r).title} ({r.student}, {r.data}, seed {r.seed})" for r in needed]
-    if lack := lacking(needed):
+    jobs = sweep.missing(wanted).values()
+    needed = [plan(run_from(job.payload["run"])) for job in jobs]
+    names = [
+        f"{run.method.title} ({run.run.student}, {run.run.data}, seed {run.run.seed})"
+        for run in needed
+    ]
+    if lack := lacking([run.run for run in needed]):
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise ValueError(
             f"{args.which} needs {', '.join(names[:3])}{more}; what is missing: {'; '.join(lack)}"
         )
     for name in names:
         print(f"to train: {name}")
-    failed = batch.sweep(wanted, args.workers)
+    failed = sweep.sweep(wanted, args.workers)
     cmd_table(args)
     return report(failed, "everything that these cells need is stored")
 
 
-def lacking(runs: list[Run]) -> list[str]:
+def lacking(needed: list[Run]) -> list[str]:
     """What this machine has not of the runs' data and, if that is all there, their weights."""
-    sets, weights = {r.data for r in runs}, {r.student for r in runs if r.pretrained}
+    sets, weights = {r.data for r in needed}, {r.student for r in needed if r.pretrained}
+    sets &= set(sources.SETS)  # others are not read from files that kdkit knows
     lack = []
     for names, find in (
-        (sets, lambda name: files.find(data.SETS[name].family, None)),
-        (weights, models.pretrained),
+        (sets, sources.place_of),
+        (weights, pretrained),
     ):
         for name in sorted(names) if not lack else ():
             try:
@@ -209,7 +219,7 @@ def report(failed: dict[str, str], done: str) -> int:
 def cmd_data(args) -> int:
     """fetch a data set"""
     try:
-        print(data.download(choose(args.name, data.datasets(), "data set"), args.root))
+        print(sources.download(args.name, args.root))
     except RuntimeError as e:  # torchvision's word for a transfer that came damaged
         raise OSError(e) from e
     return 0
@@ -221,8 +231,8 @@ def cmd_runs(args) -> int:
     rows = [
         {
             "id": r.id,
-            "method": r.run.method,  # perhaps a learner's own that is not loaded now
-            "label": plots.label(r) if r.run.method in methods() else r.meta["method"],
+            "method": r.run.method,
+            "label": known_label(r),
             "preset": r.run.preset,
             "seed": r.run.seed,
             "epochs": r.run.epochs,
@@ -232,12 +242,27 @@ def cmd_runs(args) -> int:
         }
         for r in done
     ]
-    print(pd.DataFrame(rows).to_string(index=False) if rows else f"no runs in {store.root()}")
+    print(columns(rows) if rows else f"no runs in {store.root()}")
     for path in under_way:
         print(f"{path.name} is not finished")
     for path in damaged:
         print(f"{path.name} is damaged: it is set aside and trained again when it is asked for")
     return 0
+
+
+def known_label(record: Record) -> str:
+    """A run's label; its method's title where that, or its data, is a learner's not loaded now."""
+    try:
+        return label(record.run)
+    except ValueError:
+        return record.meta["method"]
+
+
+def columns(rows: list[dict]) -> str:
+    """Rows as text, one below the other, under their names."""
+    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
 
 
 def cmd_gc(args) -> int:
@@ -260,40 +285,58 @@ def cmd_gc(args) -> int:
 
 def cmd_list(args) -> int:
     """print names, one a line"""
-    known = {"methods": methods, "models": models.models, "datasets": data.datasets}
+    known = {
+        "methods": list_methods,
+        "models": models.list_models,
+        "datasets": data.list_datasets,
+        "metrics": list_metrics,
+        "figures": list_figures,
+    }
     print("\n".join(known[choose(args.what, known, "list")]()))
     return 0
 
 
+def list_figures() -> list[str]:
+    """Names of the figures; they need the extra "study"."""
+    from .figures import list_figures
+
+    return list_figures()
+
+
 def cmd_doctor(args) -> int:
     """tell what this machine has and what kdkit makes of it"""
-    device, dtype, why = machine.chosen(Run(precision="auto"))
+    device = choose_device()
+    dtype, why = choose_precision("auto", device)
     done, under_way, damaged = store.records()
-    told = {
-        "kdkit": str(Path(__file__).parent),
+    facts = {
+        "kdkit": str(Path(__file__).parents[1]),
         "python": f"{platform.python_version()}, {sys.executable}",
     }
-    told |= {name: version(name) for name in ("torch", "torchvision", "jupyterlab", "papermill")}
-    told |= {
-        "device": f"{device.type}, {machine.processor(device)}",
-        "precision": f"{str(dtype).removeprefix('torch.')} where a run says auto: {why}",
-        "threads": f"{torch.get_num_threads()} of torch, {batch.cores()} core(s) for sweep",
-    }
-    for name in data.datasets():
+    for name in ("torch", "torchvision", "jupyterlab", "papermill"):
         try:
-            told[f"data {name}"] = str(files.find(data.SETS[name].family, None).absolute())
+            facts[name] = version(name)
+        except PackageNotFoundError:
+            facts[name] = f"not installed; {INSTALL.format(extra='study')} brings it"
+    facts |= {
+        "device": f"{device.type}, {processor(device)}",
+        "precision": f"{str(dtype).removeprefix('torch.')} where a run says auto: {why}",
+        "threads": f"{torch.get_num_threads()} of torch, {sweep.cores()} core(s) for sweep",
+    }
+    for name in sources.SETS:
+        try:
+            facts[f"data {name}"] = str(sources.place_of(name))
         except files.MissingData:
-            told[f"data {name}"] = f"not here; `python -m kdkit data {name}` tells how to get it"
-    told["store"] = (
+            facts[f"data {name}"] = f"not here; `python -m kdkit data {name}` tells how to get it"
+    facts["store"] = (
         f"{store.root()}: {len(done)} finished, {len(under_way)} under way, "
         f"{len(damaged)} damaged, {len(store.leftovers())} leftovers (gc clears)"
     )
-    told["figures"] = str(plots.figures_root())
-    told["browser"] = next(
+    facts["figures"] = str(project.place("KDKIT_FIGURES", "figures/local"))
+    facts["browser"] = next(
         filter(None, map(shutil.which, CHROMIUM)), "no Chromium: the widgets' tests cannot run here"
     )
-    width = max(map(len, told))
-    for name, value in told.items():
+    width = max(map(len, facts))
+    for name, value in facts.items():
         print(f"{name:{width}}  {value}")
     return 0
 
@@ -355,6 +398,7 @@ def parsers() -> dict[str, Parser]:
     add("--seeds", type=positive, default=1, metavar="N", help="seeds 0 to N-1 of each (default 1)")
     add = made["figures"].add_argument
     add("--only", metavar="FIGURE", help="draw this one, without its notebook")
+    add("--module", metavar="FILE.py", help="import this first: a figure of your own, for --only")
     add(
         "--seeds",
         type=positive,
@@ -365,7 +409,9 @@ def parsers() -> dict[str, Parser]:
     made["data"].add_argument("name", metavar="NAME", help="see `python -m kdkit list datasets`")
     made["data"].add_argument("--root", help="where to put it (default: $KDKIT_DATA, or ./data)")
     made["gc"].add_argument("--yes", action="store_true", help="do not ask")
-    made["list"].add_argument("what", metavar="WHAT", help="methods, models or datasets")
+    made["list"].add_argument(
+        "what", metavar="WHAT", help="methods, models, datasets, metrics or figures"
+    )
     return made
 
 
@@ -404,6 +450,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if not argv:
         raise ValueError(f"name a command: {', '.join(COMMANDS)}")
     parser = parsers()[choose(argv[0], COMMANDS, "command")]
+    if argv[0] in ("train", "sweep") and {"-h", "--help"} & set(argv):
+        named = [method_class(word) for word in argv[1:] if word in list_methods()]
+        told = [f"fields of {cls.name}:\n{field_help(cls)}" for cls in named]
+        parser.epilog = "\n\n".join([*told, f"fields of every run:\n{field_help(Run)}"])
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
     args, extra = parser.parse_known_intermixed_args(argv[1:])
     for word in extra:
         if word.startswith("-"):
@@ -412,19 +463,40 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
+def field_help(cls: type) -> str:
+    """The fields of a run or method that `--set` takes: type, bounds, default, description."""
+    lines = []
+    for name, field in fields(cls).items():
+        if name in ("method", "preset", "params"):
+            continue
+        if field.options:
+            allowed = ", ".join(map(str, field.options))
+        else:
+            allowed = getattr(field.kind, "__name__", "numbers")
+            bounds = [f"{v:g}" for v in (field.low, field.high) if v is not None]
+            allowed += f" {' to '.join(bounds)}" if bounds else ""
+        unit = f" ({field.unit})" if field.unit else ""
+        lines.append(f"  {name:18} {field.description}{unit}: {allowed}; default {field.default}")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
         return args.do(args)
+    except ModuleNotFoundError as e:
+        if (e.name or "").partition(".")[0] in ("", "kdkit"):
+            raise
+        why, code = f"this needs {e.name}, which {INSTALL.format(extra='study')} brings", 1
     except ValueError as e:
         why, code = str(e), 2
     except BrokenPipeError:  # `python -m kdkit runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (train.NotFinite, OSError) as e:
+    except (NotFinite, OSError) as e:
         why, code = str(e), 1
-    except train.Interrupted as e:
+    except Interrupted as e:
         why, code = str(e), 130
     except KeyboardInterrupt:
         why, code = "stopped; the same command goes on from what is saved", 130

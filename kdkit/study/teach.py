@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from IPython.display import HTML, Code, display
 
-from . import metrics, plots, store, train
-from .config import Run, preset
+from . import figures, runs, statistics, store
+from .plans import Plan, Run, plan, preset
 from .store import Record
 
 
@@ -26,12 +26,12 @@ class Lab:
 
     def run(self, **fields) -> Run:
         """The run of this lab with fields changed: `lab.run(method="kd", T=2.0)`."""
-        return self.base.but(**fields)
+        return self.base.replace(**fields)
 
     def get(self, fresh: bool = False, **fields) -> Record:
         """One finished run; `seed` is the lab's first if not given."""
-        run = self.run(**{"seed": self.seeds[0], **fields})
-        return train.get(run, fresh, None if store.quiet() else _Live())
+        run = plan(self.run(**{"seed": self.seeds[0], **fields}))
+        return runs.get(run, fresh, None if store.quiet() else _LivePicture(run))
 
     def all(self, **fields) -> list[Record]:
         """The finished runs of all the lab's seeds."""
@@ -41,19 +41,18 @@ class Lab:
         """How far the deployed student of `ours` (fields of a run) is above that of `control`:
         the mean over the lab's seeds, paired, and whether its 95 % interval excludes 0."""
         a, b = ([r.result["top1_deployed"] for r in self.all(**f)] for f in (ours, control))
-        n, mean, half = metrics.paired(a, b)
+        n, mean, half = statistics.paired(a, b)
         if n == 1:
             return f"{mean:+.2f} points (one seed: no interval, so nothing is shown)"
         return f"{mean:+.2f} ± {half:.2f} (n={n}): {'' if abs(mean) > half else 'not '}shown"
 
     def figure(self, name: str) -> pd.DataFrame:
         """Get the runs of a figure, draw it, save it, show it with what it says; its numbers."""
-        spec = plots.FIGURES[name]
-        records = [r for fields in spec.runs for r in self.all(**fields)]
-        table, fig = spec.table(records), spec.draw(records)
-        alt, *findings = spec.say(table)
-        plots.save(fig, name, alt, table)
-        display(HTML(plots.html(fig, alt)))
+        wanted = figures.get_figure(name).runs
+        records = [record for fields in wanted for record in self.all(**fields)]
+        table, fig, (alt, *findings) = figures.make(name, records)
+        figures.save(fig, name, alt, table)
+        display(HTML(figures.html(fig, alt)))
         display(HTML(f"<p>{alt}</p>" + "".join(f"<p>→ {line}</p>" for line in findings)))
         return table
 
@@ -72,19 +71,19 @@ def lab(preset_name: str = "auto", seeds: int | None = None, **fields) -> Lab:
     return Lab(preset(preset_name, **fields), tuple(range(seeds)))
 
 
-class _Live:
+class _LivePicture:
     """A curve that grows in place while a run trains: at most twice a second."""
 
-    def __init__(self):
-        self.handle, self.last = None, 0.0
+    def __init__(self, run: Plan):
+        self.run, self.handle, self.last = run, None, 0.0
 
-    def __call__(self, job) -> None:
-        done = job.epoch == job.run.epochs
-        if time.monotonic() - self.last < 0.5 and not done:
+    def __call__(self, state) -> None:
+        epoch, epochs = state.epoch + 1, state.recipe.epochs
+        if time.monotonic() - self.last < 0.5 and epoch < epochs:
             return
         self.last = time.monotonic()
-        title = f"{job.method.title}, seed {job.run.seed}, epoch {job.epoch} of {job.run.epochs}"
-        picture = HTML(plots.html(plots.draw_progress(job.history, title), title))
+        title = f"{self.run.method.title}, seed {self.run.run.seed}, epoch {epoch} of {epochs}"
+        picture = HTML(figures.html(figures.draw_progress(state.history, title), title))
         if self.handle is None:
             self.handle = display(picture, display_id=True)
         else:

@@ -1,4 +1,5 @@
-"""Data sets on disk: finding, reading and fetching them. `data.py` turns them into `Data`.
+"""Data sets on disk: finding, reading, fetching and telling them apart; `sources.py` makes `Data`
+of them.
 
 Nothing but `fetch` uses the network, and no file is read in a way that could run code from it.
 """
@@ -12,14 +13,17 @@ import struct
 import warnings
 import zlib
 from contextlib import nullcontext, redirect_stderr
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-LESSON = Path(__file__).parent / "assets" / "lesson.npz"
+from .project import home, place
+
+LESSON = Path(__file__).parents[1] / "assets" / "lesson.npz"
 SYSTEM = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
 IDX = (
     "train-images-idx3-ubyte",
@@ -27,17 +31,38 @@ IDX = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+HASHED = 10**9  # bytes in all up to which the contents of a folder's files are read for its digest
+
+
+class _Family(NamedTuple):
+    needed: tuple[str, ...]  # files (perhaps with .gz) or folders
+    places: tuple[str, ...]  # where they may lie under a root
+
+
+FAMILIES = {
+    "fashion_mnist": _Family(IDX, (".", "fashion-mnist", "FashionMNIST/raw")),
+    "cifar10": _Family(
+        (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"), ("cifar-10-batches-py", ".")
+    ),
+    "cifar100": _Family(("train", "test"), ("cifar-100-python", ".")),
+    "imagenet": _Family(("train", "val"), ("imagenet", ".")),
+}
 
 
 class MissingData(ValueError):
     """A data set is not on this machine; the one-line message says how to get it."""
 
 
+def unpacked(path: Path) -> bytes:
+    """The content of a file, gzipped or not. OSError, EOFError or zlib.error if it is damaged."""
+    raw = path.read_bytes()
+    return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+
+
 def read_idx(path: Path) -> np.ndarray:
     """The uint8 array of an idx file, gzipped or not. ValueError if it is damaged."""
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        raw = unpacked(path)
         zero, kind, dims = struct.unpack(">HBB", raw[:4])
         shape = struct.unpack(f">{dims}I", raw[4 : 4 + 4 * dims])
         if zero or kind != 8:  # 8: unsigned byte, the only kind these sets use
@@ -175,39 +200,85 @@ def torchvision_set(family: str) -> Any:
     return known[family]
 
 
+def default_root() -> Path:
+    """$KDKIT_DATA, else `data` in the project."""
+    return place("KDKIT_DATA", "data")
+
+
 def find(family: str, root: str | os.PathLike | None) -> Path:
     """The folder that holds a family's files: under root alone if given. Errors: MissingData.
 
+    Else under $KDKIT_DATA, the project's `data` and, for Fashion-MNIST, where Debian installs it.
     The lesson's one file is in the package.
     """
     if family == "lesson":
         return LESSON
-    if family == "imagenet":
-        subs, need = ("imagenet", "."), ["train", "val"]
-    elif family == "fashion_mnist":
-        subs, need = (".", "fashion-mnist", "FashionMNIST/raw"), list(IDX)
-    else:
-        tv = torchvision_set(family)
-        subs, need = (tv.base_folder, "."), [f for f, _ in tv.train_list + tv.test_list]
-    roots = [root] if root else [os.environ.get("KDKIT_DATA"), "data"]
-    places = [Path(r) / s for r in roots if r for s in subs]
-    places += [SYSTEM] if family == "fashion_mnist" and not root else []
-    for place in places:
-        if all((place / f).exists() or (place / f"{f}.gz").exists() for f in need):
-            return place
+    needed, subs = FAMILIES[family]
+    roots = [Path(root).expanduser()] if root else [default_root(), home() / "data"]
+    folders = [folder / sub for folder in dict.fromkeys(roots) for sub in subs]
+    folders += [SYSTEM] if family == "fashion_mnist" and not root else []
+    for folder in folders:
+        if all(_there(folder, name).exists() for name in needed):
+            return folder
     get = (
         "put train/CLASS/*.JPEG and val/CLASS/*.JPEG there by hand"
         if family == "imagenet"
         else f"get it with `python -m kdkit data {family}`"
     )
     raise MissingData(
-        f"{family}: looked for {', '.join(need)} in "
-        f"{', '.join(str(p) for p in places)}; {get}, or set KDKIT_DATA"
+        f"{family}: looked for {', '.join(needed)} in "
+        f"{', '.join(str(p) for p in folders)}; {get}, or set KDKIT_DATA"
     )
 
 
+def _there(folder: Path, name: str) -> Path:
+    """A needed file or folder, gzipped where there is such a file."""
+    packed = folder / f"{name}.gz"
+    return packed if packed.exists() else folder / name
+
+
+@lru_cache(maxsize=100_000)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Of a file's unpacked content; read again when its size or time of change differ."""
+    try:
+        return hashlib.sha256(unpacked(path)).hexdigest()
+    except (OSError, EOFError, zlib.error) as e:
+        raise ValueError(f"{path}: cannot be read whole ({e})") from None
+
+
+def identity(family: str, folder: Path) -> tuple[str, str]:
+    """(SHA-256, what it is of) for the images and labels of a family in its folder.
+
+    "contents": names and unpacked contents of its files. "names and sizes": of those alone, where
+    a family is folders of images with more than HASHED bytes in all. Hidden files do not count.
+    ValueError: a file cannot be read whole.
+    """
+    found, in_folders = {}, False
+    for name in FAMILIES[family].needed:
+        path = _there(folder, name)
+        found[name] = path
+        if path.is_dir():
+            in_folders = True
+            del found[name]
+            for place, _, files in os.walk(path, followlinks=True):
+                paths = (Path(place, file) for file in files if not file.startswith("."))
+                found |= {p.relative_to(folder).as_posix(): p for p in paths}
+    facts = {name: path.stat() for name, path in sorted(found.items())}
+    if in_folders and sum(fact.st_size for fact in facts.values()) > HASHED:
+        how, told = "names and sizes", [(name, fact.st_size) for name, fact in facts.items()]
+    else:
+        how, told = (
+            "contents",
+            [
+                (name, _sha256(found[name], fact.st_size, fact.st_mtime_ns))
+                for name, fact in facts.items()
+            ],
+        )
+    return hashlib.sha256(repr(told).encode()).hexdigest(), how
+
+
 def fetch(family: str, root: str | os.PathLike | None, progress: bool) -> Path:
-    """What `data.download` says, for a family of files."""
+    """What `sources.download` says, for a family of files."""
     try:
         return find(family, root)
     except MissingData:
@@ -215,7 +286,8 @@ def fetch(family: str, root: str | os.PathLike | None, progress: bool) -> Path:
             raise
     from torchvision.datasets import utils
 
-    tv, root = torchvision_set(family), Path(root or os.environ.get("KDKIT_DATA") or "data")
+    tv = torchvision_set(family)
+    root = Path(root).expanduser() if root else default_root()
     if family == "fashion_mnist":
         parts = [(tv.mirrors[0] + file, "FashionMNIST/raw", md5) for file, md5 in tv.resources]
     else:

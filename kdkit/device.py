@@ -1,0 +1,134 @@
+"""Device, precision and threads: all that only one kind of machine needs."""
+
+import copy
+import ctypes
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .models import Out, memory_format
+
+PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64"}
+
+
+def choose_device(name: str | torch.device = "auto") -> torch.device:
+    """The device `name`; "auto" is CUDA where torch finds one, else the CPU.
+
+    ValueError where this machine has no such device.
+    """
+    found = torch.cuda.is_available()
+    try:
+        device = torch.device(("cuda" if found else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        why = str(e).partition("\n")[0]
+        raise ValueError(f"device {str(name)!r}: not on this machine ({why})") from None
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    elif device.type == "cpu":
+        keep_memory()
+    return device
+
+
+def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """(the dtype to compute in, why): bf16 where "auto" asks and the device computes in it."""
+    if precision != "auto":
+        return next(dtype for dtype, name in PRECISION.items() if name == precision), (
+            "the recipe says so"
+        )
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported()
+    else:
+        cpu = torch.cpu.get_capabilities()
+        able = cpu.get("avx512_bf16") or cpu.get("amx_bf16")
+    why = f"this {device.type} {'computes' if able else 'does not compute'} in bf16"
+    return torch.bfloat16 if able else torch.float32, why
+
+
+def keep_memory() -> None:
+    """Ask glibc to keep freed memory: else each step maps and unmaps its activations anew, which
+    costs 5 to 20 % of a step on the processor. Elsewhere this does nothing."""
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to bf16; off for full precision."""
+    half = dtype == torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)
+
+
+def to_float32(out: Out) -> Out:
+    """Logits and pooled features out of bf16; maps stay as autocast left them."""
+
+    def cast(value):
+        if isinstance(value, tuple):
+            return tuple(map(cast, value))
+        return value.float() if value is not None and value.dtype == torch.bfloat16 else value
+
+    return out._replace(logits=cast(out.logits), pooled=cast(out.pooled))
+
+
+def to_device(net: nn.Module, device: torch.device, dtype: torch.dtype) -> Callable:
+    """`net` on the device, in the memory format that suits it; returns x -> net(x), which brings x
+    to that format as well. float64 changes the network's own parameters."""
+    layout = memory_format(net)
+    net.to(device, torch.float64 if dtype == torch.float64 else None, memory_format=layout)
+
+    def forward(x):
+        x = x.double() if dtype == torch.float64 else x
+        return net(x.contiguous(memory_format=layout) if x.ndim == 4 else x)
+
+    return forward
+
+
+def fold(net: nn.Module) -> nn.Module:
+    """`net` with each conv -> BN pair of neighbours folded into the convolution, for eval only."""
+    for module in list(net.modules()):
+        children = list(module.named_children())
+        for (name, conv), (name_bn, bn) in zip(children, children[1:], strict=False):
+            if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(conv, bn))
+                setattr(module, name_bn, nn.Identity())
+    return net
+
+
+def fold_if_equal(net: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
+    """A folded copy of `net` if it answers the same, else `net`: neighbours among its layers need
+    not follow one another in its forward pass. shape: (C, H, W) of an image."""
+    with torch.no_grad():
+        x = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
+        try:
+            plain, folded = net(x), fold(copy.deepcopy(net))
+            z, z_folded = (o.logits if isinstance(o, Out) else o for o in (plain, folded(x)))
+        except (RuntimeError, AttributeError, TypeError):  # no CPU network, or it cannot be copied
+            return net
+    return folded if (z_folded - z).abs().max() <= 1e-3 * z.abs().max() else net
+
+
+@contextmanager
+def private_state(threads: int) -> Iterator[None]:
+    """A number of threads and a global generator of one's own, both put back afterwards."""
+    before = torch.get_num_threads()
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            if threads:
+                torch.set_num_threads(threads)
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def processor(device: torch.device) -> str:
+    """What does the arithmetic, by its maker's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return str(torch.cpu.get_capabilities().get("cpu_name") or platform.machine())

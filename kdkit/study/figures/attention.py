@@ -1,0 +1,119 @@
+"""The attention between peers over training, and what is asymmetric in it."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..store import Record
+from . import tables
+from .index import figure
+from .style import TEXT_COLOUR, kdkit_style, mark_redrawn, reuse_figure
+
+
+def attention_table(records: list[Record]) -> pd.DataFrame:
+    """A row for each seed, epoch (from 1) and pair of peers (from 1): how much `peer` takes from
+    `source`, and how much more than the other way round (`asymmetry`)."""
+    rows = []
+    for record in records:
+        name = tables.label(record.run)
+        for epoch, matrix in enumerate(record.arrays["attention"]):
+            for (peer, source), value in np.ndenumerate(matrix):
+                rows.append(
+                    {
+                        "label": name,
+                        "seed": record.run.seed,
+                        "epoch": epoch + 1,
+                        "peer": peer + 1,
+                        "source": source + 1,
+                        "attention": float(value),
+                        "asymmetry": float(value - matrix[source, peer]),
+                    }
+                )
+    return tables.frame(rows, records)
+
+
+@kdkit_style()
+def draw_matrices(panels: list[tuple[str, np.ndarray]], fig: Figure | None = None) -> Figure:
+    """Attention A (n, n) above and its asymmetry A - A^T below, for each (title, A).
+
+    fig: a figure of as many matrices that this function returned before, to be drawn in again.
+    """
+    side = max(1.75, 0.42 * len(panels[0][1]))  # inches, so that the values can be read
+    size = 1.4 + side * len(panels), 0.8 + 2 * side
+    fig, axes = reuse_figure(fig, size, 2, len(panels), sharex=True, sharey=True)
+    above, below = np.reshape(axes, (2, -1))
+    # Colours are the same in all panels; attention's are centred on half of the largest value, or
+    # on the even share 1/n where no value is twice as large.
+    half = max(2 / len(panels[0][1]), *(A.max() for _, A in panels)) / 2
+    widest = max(0.01, *(np.abs(A - A.T).max() for _, A in panels))
+    for column, (title, A) in enumerate(panels):
+        draw_matrix(above[column], A, "Blues", half, half)
+        draw_matrix(below[column], A - A.T, "PuOr", 0, widest)
+        above[column].set_title(title)
+    fig.supxlabel("peer $b$ that is learned from", fontsize=9.5)
+    above[0].set_ylabel("learning peer $a$: $A_{ab}$")
+    below[0].set_ylabel("learning peer $a$: $A_{ab} - A_{ba}$")
+    return fig
+
+
+def draw_matrix(ax, matrix: np.ndarray, cmap: str, middle: float, reach: float) -> None:
+    """A matrix (n, n) of peers, its values written in; colours reach from middle - reach to middle
+    + reach. A middle of 0 stands for differences, whose sign is written."""
+    ax.imshow(matrix, cmap=cmap, vmin=middle - reach, vmax=middle + reach)
+    ax.grid(False)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_ticks(range(len(matrix)), range(1, len(matrix) + 1))
+    few = len(matrix) < 5
+    number = f"{'' if middle else '+'}.{3 if few else 2}f"
+    for (row, column), value in np.ndenumerate(matrix):
+        text = format(value, number) if value or middle else "0"
+        is_dark = value - middle > 0.3 * reach or (not middle and value < -0.6 * reach)
+        ax.text(
+            column,
+            row,
+            text.replace("-", "−"),
+            ha="center",
+            va="center",
+            fontsize=8.5 if few else 6.5,
+            color="white" if is_dark else TEXT_COLOUR,
+        )
+    mark_redrawn(ax, except_=(ax.xaxis, ax.yaxis))
+
+
+def draw_attention(table: pd.DataFrame, epochs: int = 4) -> Figure:
+    """Attention matrices of the first seed at `epochs` moments of training, and their asymmetry.
+    table: of `attention_table`."""
+    first_label, first_seed = table["label"].iloc[0], table["seed"].min()
+    rows = table[(table["label"] == first_label) & (table["seed"] == first_seed)]
+    panels = []
+    for epoch in np.unique(np.linspace(1, rows["epoch"].max(), epochs).round()):
+        one = rows[rows["epoch"] == epoch]
+        matrix = one.pivot(index="peer", columns="source", values="attention").to_numpy()
+        panels.append((f"epoch {int(epoch)}", matrix))
+    return draw_matrices(panels)
+
+
+def say_attention(table: pd.DataFrame) -> list[str]:
+    """How far from uniform and from symmetric the attention is at the start and at the end."""
+    n, epochs = table["peer"].max(), table["epoch"].max()
+    first, last = table[table["epoch"] == 1], table[table["epoch"] == epochs]
+    first_asymmetry, last_asymmetry = (t["asymmetry"].abs().max() for t in (first, last))
+    unevenness = (last["attention"] - 1 / n).abs().max()
+    own_share = last[last["peer"] == last["source"]]["attention"].mean()
+    return [
+        f"Attention between {n} peers of {table['label'].iloc[0]} over {epochs} epochs; at the end "
+        f"its largest asymmetry is {last_asymmetry:.3f} and its largest distance from 1/{n} "
+        f"{unevenness:.3f}.",
+        f"The largest asymmetry {'grew' if last_asymmetry > first_asymmetry else 'did not grow'} "
+        f"over training: {first_asymmetry:.3f} after epoch 1, {last_asymmetry:.3f} after epoch "
+        f"{epochs} ({table['seed'].nunique()} seed(s)).",
+        f"At the end a peer gives itself {own_share:.3f} on average, "
+        f"{'more' if own_share > 1 / n else 'not more'} than the even share of {1 / n:.3f}.",
+    ]
+
+
+@figure("okddip_attention", notebook="06", runs=[{"method": "okddip"}])
+class Attention:
+    table = attention_table
+    draw = draw_attention
+    say = say_attention

@@ -1,0 +1,242 @@
+"""Quantities over the epochs: accuracies, losses, diversity, learning rates; one run's progress."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
+
+from ..store import Record
+from . import tables
+from .index import figure
+from .style import (
+    LINES,
+    MARKERS,
+    PALETTE,
+    end_labels,
+    kdkit_style,
+    mark_redrawn,
+    mean_sd_text,
+    method_style,
+    reuse_figure,
+)
+from .tables import count_text, each_row, seeds_text, verdict
+
+TRAINING, PROBE = "training accuracy (%)", "probe accuracy (%)"
+# Name -> its value from one epoch's row of a record's history; None where there is none.
+QUANTITIES: dict[str, Callable[[dict], float | None]] = {
+    TRAINING: lambda row: float(np.mean(row["train_top1"])),
+    PROBE: lambda row: float(np.mean(row["probe_top1"])),
+    "training loss": lambda row: sum(row["terms"].values()),
+    "diversity": lambda row: row["diversity"],
+    "learning rate": lambda row: row["lr"],
+}
+
+
+def curves_table(records: list[Record], *quantities: str) -> pd.DataFrame:
+    """A row for each kind of run, quantity (of `QUANTITIES`) and epoch (from 1)."""
+    rows = []
+    for name, group in tables.grouped(records).items():
+        for quantity in quantities:
+            read = QUANTITIES[quantity]
+            curves = {record.run.seed: [read(row) for row in record.history] for record in group}
+            for epoch in range(max(map(len, curves.values()))):
+                values = {
+                    seed: curve[epoch]
+                    for seed, curve in curves.items()
+                    if epoch < len(curve) and curve[epoch] is not None
+                }
+                if values:
+                    rows.append(
+                        {
+                            "method": group[0].run.method,
+                            "label": name,
+                            "quantity": quantity,
+                            "epoch": epoch + 1,
+                            **tables.spread(values),
+                        }
+                    )
+    return tables.frame(rows, records)
+
+
+@kdkit_style()
+def draw_curves(table: pd.DataFrame, panels: dict[str, list[str]]) -> Figure:
+    """Quantities over epochs: mean, a band of one deviation over the seeds, labels at the ends.
+
+    table: of `curves_table`; panels: title of a panel -> its quantities.
+    """
+    fig = Figure(figsize=(8.4 if len(panels) > 1 else 6.6, 3.4))
+    axes = np.ravel(fig.subplots(1, len(panels)))
+    for ax, (title, quantities) in zip(axes, panels.items(), strict=True):
+        _draw_panel(ax, title, quantities, table[table["quantity"].isin(quantities)])
+    return fig
+
+
+def _draw_panel(ax, title: str, quantities: list[str], table: pd.DataFrame) -> None:
+    """The curves of one panel."""
+    several = len(quantities) > 1
+    shared_colours = several or table["method"].nunique() < table["label"].nunique()
+    ends = []
+    groups = table.groupby(["label", "quantity"], sort=False)
+    for number, ((label, quantity), rows) in enumerate(groups):
+        look = method_style(rows["method"].iloc[0])
+        if shared_colours:  # then line and marker tell the curves apart
+            look |= {"linestyle": LINES[number % 5], "marker": MARKERS[number]}
+        epochs, mean, sd = rows["epoch"], rows["mean"], rows["sd"].fillna(0)
+        ax.plot(epochs, mean, **look, markevery=max(1, len(rows) // 8), markersize=4.5)
+        ax.fill_between(epochs, mean - sd, mean + sd, color=look["color"], alpha=0.18, lw=0)
+        text = quantity.split(" (")[0] if several else label
+        ends.append((mean.iloc[-1], text, look["color"]))
+    ax.set(xlabel=f"epoch ({count_text(table)})", title=title)
+    # A curve that falls far would be flat at its end on a linear scale.
+    if 0 < table["mean"].min() and table["mean"].max() > 4 * max(ends)[0]:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")
+        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    end_labels(ax, ends)
+
+
+def say_curves(table: pd.DataFrame) -> list[str]:
+    """The last value of each curve, what training accuracy is above the probe's, and where the
+    probe's is highest. table: of `curves_table`."""
+    epochs = table["epoch"].max()
+    last = table[table["epoch"] == epochs]
+    values = each_row(last, "{label} {quantity} {mean:.4g}").replace(" (%)", "")
+    sentences = [f"Curves over {epochs} epochs, {seeds_text(table)}; at the end: {values}."]
+    for name, rows in last.groupby("label", sort=False):
+        by_quantity = {row["quantity"]: row for _, row in rows.iterrows()}
+        if TRAINING in by_quantity and PROBE in by_quantity:
+            difference = tables.paired_rows(by_quantity[TRAINING], by_quantity[PROBE])
+            subject = f"{name}'s training accuracy"
+            sentences.append(verdict(subject, "that on the probe", difference))
+    for (name, quantity), rows in table.groupby(["label", "quantity"], sort=False):
+        if quantity == PROBE:
+            highest = rows.loc[rows["mean"].idxmax()]
+            sentences.append(
+                f"{name}'s probe accuracy is highest after epoch {highest['epoch']:.0f} with "
+                f"{highest['mean']:.2f} %; the result is the last epoch's, not that one."
+            )
+    return sentences
+
+
+def say_diversity(table: pd.DataFrame) -> list[str]:
+    """The order at the end of training, and each against the first kind of run, the upper bound.
+    table: of `curves_table`, with diversities."""
+    last = table[table["epoch"] == table["epoch"].max()]
+    order = last.sort_values("mean", ascending=False)
+    values = ", ".join(
+        f"{row['label']} {mean_sd_text(row['mean'], row['sd'], digits=4)}"
+        for _, row in order.iterrows()
+    )
+    bound = last.iloc[0]
+    has = "has" if order["label"].iloc[0] == bound["label"] else "has not"
+    sentences = [
+        f"Mean distance between peers' predictions over the epochs, {seeds_text(table)}; at the "
+        f"end, from the most diverse: {values}.",
+        f"{bound['label']}, whose students do not teach each other, {has} the most diverse "
+        "peers at the end.",
+    ]
+    for _, row in last.iloc[1:].iterrows():
+        difference = tables.paired_rows(row, bound)
+        sentences.append(
+            verdict(f"{row['label']}'s diversity", f"{bound['label']}'s", difference, "", 4)
+        )
+    return sentences
+
+
+@kdkit_style()
+def draw_progress(history: list[dict], title: str, fig: Figure | None = None) -> Figure:
+    """The curves of one run, finished or not: unweighted loss terms, training and probe accuracy.
+
+    history: of a record, a row for each epoch; may be empty. fig: a figure that this function
+    returned before, to be drawn in again.
+    """
+    margins = {"left": 0.08, "right": 0.93, "bottom": 0.16, "top": 0.88, "wspace": 0.62}
+    fig, axes = reuse_figure(fig, (8.4, 2.9), 1, 2, gridspec_kw=margins)
+    fig.set_layout_engine("none")  # placed by hand, as labels come and go
+    terms, accuracies = {}, {}
+    if history:
+        terms = {name: [row["terms"][name] for row in history] for name in history[0]["terms"]}
+        for name in ("train", "probe"):
+            accuracies[name] = [np.mean(row[f"{name}_top1"]) for row in history]
+    for ax, curves, ylabel in (
+        (axes[0], terms, "loss terms, without weights"),
+        (axes[1], accuracies, "accuracy (%)"),
+    ):
+        for number, values in enumerate(curves.values()):
+            ax.plot(
+                range(1, len(values) + 1),
+                values,
+                ls=LINES[number % 5],
+                marker=MARKERS[number],
+                ms=3.5,
+                color=PALETTE[number],
+            )
+        ax.set(xlabel="epoch", ylabel=ylabel, xlim=(0, 1), ylim=(0, 1))  # where nothing is shown
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.relim()
+        ax.autoscale()
+        ends = [(v[-1], name, PALETTE[i]) for i, (name, v) in enumerate(curves.items())]
+        end_labels(ax, ends)
+        mark_redrawn(ax)
+    axes[0].set_title(title)
+    return fig
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A kind of figure: quantities over the epochs. panels: title -> quantities of `QUANTITIES`."""
+
+    panels: dict[str, list[str]]
+
+    def table(self, records: list[Record]) -> pd.DataFrame:
+        names = [name for quantities in self.panels.values() for name in quantities]
+        return curves_table(records, *names)
+
+    def draw(self, table: pd.DataFrame) -> Figure:
+        return draw_curves(table, self.panels)
+
+    say = staticmethod(say_curves)
+
+
+class Diversity(Curves):
+    """A kind of figure: the peers' diversity over the epochs; the first run is the upper bound."""
+
+    def __init__(self):
+        super().__init__({"Mean distance between peers' predictions": ["diversity"]})
+
+    say = staticmethod(say_diversity)
+
+
+figure(
+    "baseline_curves",
+    notebook="01",
+    runs=[{"method": "baseline"}],
+    kind=Curves({"Accuracy (%)": [TRAINING, PROBE], "Loss": ["training loss"]}),
+)
+figure(
+    "online_diversity",
+    notebook="05",
+    runs=[{"method": m} for m in ("ind", "cl_ilr", "one", "okddip")],
+    kind=Diversity(),
+)
+figure(
+    "okddip_diversity",
+    notebook="06",
+    runs=[
+        {"method": "ind", "based": "network"},
+        {"method": "okddip", "based": "network"},
+        {"method": "dml"},
+    ],
+    kind=Diversity(),
+)
+figure(
+    "schedules",
+    notebook="07",
+    runs=[{"method": "baseline"}, {"method": "baseline", "schedule": "sgdr"}],
+    kind=Curves({"Learning rate": ["learning rate"], "Probe accuracy (%)": [PROBE]}),
+)

@@ -1,0 +1,121 @@
+"""The walk's notebooks: the strict papermill runner, and figures drawn from finished runs."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from traitlets.config import Config
+
+from ..fields import choose
+from . import store
+from .figures import index
+from .project import home
+from .runs import get
+from .sweep import SINGLE_THREAD, Job, missing, run_jobs, sweep
+
+WIDGETS = "application/vnd.jupyter.widget-state+json"
+# Runs in the kernel before the first cell: what a thread dies of is not lost with its cell.
+HOOK = (
+    "import os, threading as t; os.environ.update({alone!r}); "
+    "t.excepthook = lambda a, old=t.excepthook: (old(a), open({file!r}, 'a').write("
+    "f'{{a.thread.name}}: {{a.exc_type.__name__}}: {{a.exc_value}}\\n'))"
+)
+
+
+def notebooks() -> list[Path]:
+    """The walk's notebooks, in order. ValueError where kdkit is installed without them."""
+    folder = home() / "notebooks"
+    found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not found:
+        raise ValueError(f"{folder} holds no notebooks: clone the project to draw its figures")
+    return found
+
+
+def figures(
+    only: str | None,
+    preset_name: str,
+    seeds: int,
+    workers: int | None = None,
+    module: str | None = None,
+) -> dict[str, str]:
+    """Draw the figures: every notebook is executed as soon as the runs of its figures are stored.
+
+    only: one figure's name: its runs are trained, and it is drawn without its notebook. module: a
+    Python file, imported already, with that figure's own methods.
+    Executed copies go to the folder `notebooks` of the run store. Returns what failed and why.
+    """
+    if only is not None:
+        runs = index.wanted(only, preset_name, seeds)
+        if failed := sweep(runs, workers, module):
+            return failed
+        table, fig, (alt, *_) = index.make(only, [get(run) for run in runs])
+        index.save(fig, only, alt, table)
+        return {}
+    jobs, copies = {}, store.root() / "notebooks"
+    copies.mkdir(parents=True, exist_ok=True)
+    for path in notebooks():
+        needed = missing(
+            run
+            for name in index.list_figures()
+            if index.get_figure(name).notebook == path.name[:2]
+            for run in index.wanted(name, preset_name, seeds)
+        )
+        payload = {"function": f"{__name__}:run_notebook"}
+        payload |= {"arguments": [str(path), str(copies / path.name)]}
+        jobs |= needed | {path.name: Job(path.name, payload, set(needed))}
+    return run_jobs(
+        jobs,
+        workers,
+        title="figures",
+        KDKIT_PRESET=preset_name,
+        KDKIT_SEEDS=str(seeds),
+        KDKIT_FIGURES=str(index.figures_root()),
+    )
+
+
+def run_notebook(src: Path | str, dst: Path | str, params: dict | None = None) -> None:
+    """Execute the notebook `src` with papermill, strictly; the executed copy goes to `dst`.
+
+    Errors: ValueError for parameters that the notebook has not; RuntimeError, in one line, for an
+    error in a cell and for those that papermill lets pass, in Output widgets and in threads.
+    """
+    import papermill  # here: two seconds that only notebooks need
+
+    src, dst = Path(src), Path(dst)
+
+    known = papermill.inspect_notebook(str(src))
+    for name in params or {}:
+        choose(name, known, f"parameter of {src.name}")
+    with tempfile.TemporaryDirectory() as folder:
+        deaths, sockets = Path(folder) / "threads", {"transport": "ipc", "ip": f"{folder}/kernel"}
+        # Kernels that start at once may pick the same free port, and then wait for ever.
+        config = Config(KernelManager=sockets if os.name == "posix" else {})
+        hook = HOOK.format(alone=SINGLE_THREAD, file=str(deaths))
+        try:
+            nb = papermill.execute_notebook(
+                str(src),
+                str(dst),
+                parameters=params or {},
+                progress_bar=False,
+                kernel_name="python3",
+                cwd=str(src.parent),
+                start_timeout=120,
+                request_save_on_cell_execute=False,
+                config=config,
+                extra_arguments=[
+                    "--Application.log_level=CRITICAL",  # else it tells of its own shutdown
+                    f"--IPKernelApp.exec_lines={hook}",
+                ],
+            )
+        except papermill.PapermillExecutionError as e:
+            raise RuntimeError(f"{src.name}, In [{e.exec_count}]: {e.ename}: {e.evalue}") from e
+        problems = deaths.read_text().splitlines() if deaths.exists() else []
+    states = nb.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {}).values()
+    outputs = [o for state in states for o in state["state"].get("outputs", ())]
+    problems += [
+        f"in an Output widget: {o['ename']}: {o['evalue']}"
+        for o in outputs
+        if o["output_type"] == "error"
+    ]
+    if problems:
+        raise RuntimeError(f"{src.name}: errors that papermill lets pass: {'; '.join(problems)}")

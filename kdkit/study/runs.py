@@ -1,0 +1,143 @@
+"""`get`: the finished record of a run, from the store or trained now by the engine's `fit`."""
+
+import copy
+import threading
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import nn
+
+from .. import train
+from ..data import Data
+from ..device import choose_device, private_state
+from ..recipe import seed_of
+from . import fingerprint, store
+from .callbacks import Checkpoint, Interrupted, Progress, ProgressFile, stoppable, stopped_late
+from .plans import Plan, Run, build_students, drawing_from, plan
+
+
+def get(
+    run: Run | Plan, fresh: bool = False, on_epoch: Callable[[train.State], None] | None = None
+) -> store.Record:
+    """The finished record of a run: from the store where it is there, else trained now.
+
+    fresh: train again and replace the stored one.  on_epoch: called with the engine's state after
+    each epoch. Two processes that ask for one run: one trains, the other waits. Raises Interrupted
+    (what was done is saved), NotFinite, and ValueError for what does not fit.
+    """
+    run = plan(run)
+    record = None if fresh else store.find(run)
+    if record is None:
+        with store.lock(run):
+            record = store.find(run, quarantine_damaged=True)  # another process may have done it
+            if record is None or fresh:
+                return train_and_store(run, on_epoch)
+    if record.meta["code"] != fingerprint.class_digest(type(run.method)):
+        store.say(
+            f"{run.run.method} (run {record.id}) was trained with other code of its class; "
+            "fresh=True trains it again"
+        )
+    return record
+
+
+def load_images(run: Plan, device: torch.device) -> Data:
+    """The images of a run, on the device."""
+    data = fingerprint.load_data(run.run.data)
+    return data.subset(run.run.n_train).to(device)
+
+
+def check_fit(runs: Iterable[Plan]) -> None:
+    """Rehearse the runs whose teachers are still to be trained; of runs that differ in nothing but
+    their seeds one. ValueError, in one line, for the first that does not fit."""
+    seen, loaded = set(), {}
+    for run in runs:
+        if run.teacher is None or store.find(run) or store.find(run.teacher):
+            continue
+        alike = run.run.replace(seed=0, teacher_seed=0)
+        if alike not in seen:
+            seen.add(alike)
+            images = (alike.data, alike.n_train)
+            if images not in loaded:
+                loaded = {images: load_images(run, choose_device())}  # one at a time in memory
+            rehearse(run, loaded[images])
+
+
+def train_and_store(run: Plan, on_epoch: Callable | None = None) -> store.Record:
+    """Train a run from its checkpoint or its start, and store it."""
+    recipe, device = run.run, choose_device()  # a Run is a Recipe with names
+    with stoppable() as stop:
+        data = load_images(run, device)
+        teacher = _teacher(run, data, stop)
+        generator = torch.Generator().manual_seed(seed_of(recipe.seed, "init"))
+        with drawing_from(generator):
+            students = build_students(run, data.shape, data.classes)
+        checkpoint = Checkpoint(run, stop)
+        fitted = train.fit(
+            copy.deepcopy(run.method),
+            students,
+            data,
+            teacher=teacher,
+            recipe=recipe,
+            seed=recipe.seed,
+            device=device,
+            callbacks=[
+                checkpoint,
+                Progress(run.title, quiet=store.quiet()),
+                ProgressFile(run, on_epoch),
+            ],
+            layers=generator,
+        )
+        record = store.save(run, fitted, data, checkpoint.resumed_at)
+        stopped_late(stop, run.title)
+    return record
+
+
+def _teacher(run: Plan, data, stop: threading.Event) -> nn.Module | None:
+    """The trained teacher of a run, from the store or trained now, with its test logits.
+
+    A teacher's run hears signals for itself: Interrupted where `stop` is set before it begins.
+    """
+    if run.teacher is None:
+        return None
+    taught_by = run.teacher.run
+    if store.find(run.teacher) is None:
+        rehearse(run, data)
+        if stop.is_set():
+            raise Interrupted(f"stopped before the teacher of {run.title} was trained")
+        what = "training" if taught_by.epochs else "testing"
+        store.say(
+            f"{run.run.method} needs a teacher: {what} {taught_by.student} "
+            f"({taught_by.method}, seed {taught_by.seed}) first"
+        )
+    record = get(run.teacher)
+    teacher, kept = record.model(), record.test_logits
+    if "students_classes" not in kept:  # several students: their ensemble
+        teacher.test_logits = kept["students"].astype(np.float32).mean(0)
+    return teacher
+
+
+def rehearse(run: Plan, data: Data) -> None:
+    """One step of every stage on a few images, with untrained networks that are thrown away.
+
+    ValueError, in one line, where networks, data and method do not fit together: so that this is
+    known before a teacher is trained.
+    """
+    with torch.random.fork_rng(devices=[]):
+        teacher = build_students(run.teacher, data.shape, data.classes)
+        students = build_students(run, data.shape, data.classes)
+    method = copy.deepcopy(run.method)
+    recipe = run.run.replace(batch=min(run.run.batch, 8))
+    n = max(16, 2 * data.classes)
+    few = data.subset(n) if n < len(data.y) else data
+    with private_state(recipe.threads):
+        try:
+            state = train.assemble(method, students, few, teacher, recipe, 0, data.y.device)
+            train.training_positions(method, data, run.run)  # of all images, for the run's batch
+            state.positions = torch.arange(recipe.batch, device=state.device)
+            for epoch in sorted({state.epoch, 0}):
+                state.epoch, state.step = epoch, 0
+                train.train_epoch(state)
+        except (RuntimeError, AttributeError, TypeError, IndexError) as e:
+            why = " ".join(str(e).split())
+            raise ValueError(f"{method.title} does not fit these networks: {why}") from e

@@ -1,0 +1,206 @@
+"""The data sets that come with kdkit: each is one function, registered as anybody's would be.
+
+The lesson set is in the package; the others are read from files, which `download` fetches.
+"""
+
+import inspect
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data import Data, Stream, dataset, interleave, loader_of, register_dataset, tensors
+from ..data import load as load_registered
+from ..fields import choose
+from . import files
+from .files import LESSON, find, read_cifar, read_fashion
+
+FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+MissingData = files.MissingData  # what `place_of` and the functions below raise
+Root = str | os.PathLike | None  # where to look for files alone; None: see `files.find`
+
+
+class _Set(NamedTuple):
+    family: str  # the files it is read from
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+_GREY = ((0.2860,), (0.3530,))
+SETS = {
+    "lesson": _Set("lesson", 10, *_GREY),
+    "lesson_few": _Set("lesson", 10, *_GREY),
+    "lesson_val": _Set("fashion_mnist", 10, *_GREY),
+    "fashion_mnist": _Set("fashion_mnist", 10, *_GREY),
+    "fashion_mnist32": _Set("fashion_mnist", 10, _GREY[0] * 3, _GREY[1] * 3),
+    "cifar10": _Set("cifar10", 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": _Set("cifar100", 100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet": _Set("imagenet", 1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def _made(name: str, images: tuple[Tensor, ...], names: tuple[str, ...] = FASHION) -> Data:
+    """The data of x, y, x_test, y_test, with the published mean and deviation."""
+    return tensors(*images, names=names, mean=SETS[name].mean, std=SETS[name].std)
+
+
+def _lesson() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x, y, x_test, y_test, and the places of x in Fashion-MNIST's training set."""
+    with np.load(LESSON, allow_pickle=False) as z:
+        x, y, xt, yt, i = (
+            torch.from_numpy(z[k]) for k in ("x", "y", "x_test", "y_test", "train_index")
+        )
+    return x[:, None], y.long(), xt[:, None], yt.long(), i.long()
+
+
+@register_dataset("lesson")
+def lesson() -> Data:
+    """Fashion-MNIST's first 500 training images of each class, dealt out, and all test images."""
+    return _made("lesson", _lesson()[:4])
+
+
+@register_dataset("lesson_few")
+def lesson_few() -> Data:
+    """The lesson with 50 of its test images a class, for quick trials."""
+    x, y, x_test, y_test, _ = _lesson()
+    few = interleave(y_test)[:500]
+    return _made("lesson_few", (x, y, x_test[few], y_test[few]))
+
+
+@register_dataset("lesson_val")
+def lesson_val(root: Root = None) -> Data:
+    """The lesson's training images and, for a test set, 10,000 of Fashion-MNIST's training images
+    that the lesson does not use: recipes are chosen on it."""
+    folder = find("fashion_mnist", root)
+    x, y, _, _, index = _lesson()
+    x_all, y_all, _, _ = read_fashion(folder)
+    if len(y_all) != 60_000 or not x_all[index].equal(x) or not y_all[index].equal(y):
+        raise ValueError(
+            f"{folder}: these are not Fashion-MNIST's original training images, which "
+            "lesson_val needs: `python -m kdkit data fashion_mnist` gets them"
+        )
+    last = interleave(y_all)[-10_000:]  # the last 1,000 of each class; the lesson has the first 500
+    return _made("lesson_val", (x, y, x_all[last], y_all[last]))
+
+
+@register_dataset("fashion_mnist")
+def fashion_mnist(root: Root = None) -> Data:
+    """Fashion-MNIST, 28 x 28 pixels, grey."""
+    return _made("fashion_mnist", read_fashion(find("fashion_mnist", root)))
+
+
+@register_dataset("fashion_mnist32")
+def fashion_mnist32(root: Root = None) -> Data:
+    """Fashion-MNIST padded by 2 black pixels a side and repeated to 3 channels, as CIFAR's are."""
+    x, y, x_test, y_test = read_fashion(find("fashion_mnist", root))
+    x, x_test = (F.pad(v, [2] * 4).expand(-1, 3, -1, -1).contiguous() for v in (x, x_test))
+    return _made("fashion_mnist32", (x, y, x_test, y_test))
+
+
+@register_dataset("cifar10")
+def cifar10(root: Root = None) -> Data:
+    """CIFAR-10, 32 x 32 pixels in colour."""
+    *images, names = read_cifar("cifar10", find("cifar10", root), SETS["cifar10"].classes)
+    return _made("cifar10", images, names)
+
+
+@register_dataset("cifar100")
+def cifar100(root: Root = None) -> Data:
+    """CIFAR-100, 32 x 32 pixels in colour, its 100 fine classes."""
+    *images, names = read_cifar("cifar100", find("cifar100", root), SETS["cifar100"].classes)
+    return _made("cifar100", images, names)
+
+
+@register_dataset("imagenet")
+def imagenet(root: Root = None, workers: int | None = None) -> Stream:
+    """ImageNet's kind: JPEG files, a folder a class, in train/ and val/; 224 x 224 pixels.
+
+    Training images are cut and flipped by torchvision's transforms, whatever `augment` says.
+    workers: processes that decode images, by default one a core, at most 8.
+    """
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    folder = find("imagenet", root)
+    crop = [v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.ToImage()]
+    whole = [v2.Resize(256), v2.CenterCrop(224), v2.ToImage()]
+    try:
+        train = ImageFolder(folder / "train", v2.Compose(crop))
+        test = ImageFolder(folder / "val", v2.Compose(whole))
+    except FileNotFoundError as e:  # no class folder, or one without images
+        raise ValueError(f"{folder}: not a folder a class: {e}") from None
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise ValueError(f"{folder}: train and val must hold the same classes, only one has {odd}")
+    *_, mean, std = SETS["imagenet"]
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    data = dataset(train, test, train.classes, mean, std, workers)
+    return replace(
+        data,
+        name="imagenet",
+        own_augment=True,
+        identity=lambda: files.identity("imagenet", folder)[0],
+    )
+
+
+def load(
+    name: str,
+    device: str | torch.device = "cpu",
+    n_train: int = 0,
+    root: Root = None,
+    workers: int | None = None,
+) -> Data | Stream:
+    """`kdkit.data.load` with the files under `root` alone, and `workers` for what is streamed.
+
+    Both are for the data sets whose functions take them; others leave them out.
+    """
+    given: dict[str, Any] = {"root": root, "workers": workers}
+    taken = inspect.signature(loader_of(name)).parameters
+    return load_registered(name, device, n_train, **{k: given[k] for k in given if k in taken})
+
+
+def place_of(name: str) -> Path:
+    """Where the files of a data set are. ValueError for a name that is not read from files;
+    MissingData, which says how to get them."""
+    return find(SETS[choose(name, SETS, "data set read from files")].family, None).absolute()
+
+
+def download(name: str, root: Root = None, progress: bool = True) -> Path:
+    """Fetch a data set through torchvision, which checks its MD5; returns where it is.
+
+    root: where to put it, by default $KDKIT_DATA or the project's `data`. What is already there is
+    left alone. progress: show torchvision's bar. Errors: ValueError for an unknown name;
+    MissingData for ImageNet, which nobody may pass on; OSError or RuntimeError if the transfer
+    fails.
+    """
+    return files.fetch(SETS[choose(name, SETS, "data set")].family, root, progress)
+
+
+def identity(name: str, root: Root = None) -> tuple[str, str]:
+    """(digest, what it is of) for the files that a data set of this module is read from.
+
+    ("", "package") for the lesson, whose one file belongs to the package's own code; else a
+    SHA-256 of "contents" or of "names and sizes": see `files.identity`. Errors: ValueError for
+    another name (`Data.content_digest` tells those apart) or a damaged file; MissingData.
+    """
+    family = SETS[choose(name, SETS, "data set read from files")].family
+    if family == "lesson":
+        return "", "package"
+    return files.identity(family, find(family, root))
