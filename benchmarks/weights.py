@@ -5,14 +5,15 @@
     python benchmarks/weights.py --write FILE      train the same runs and write a list of them
 
 The list holds every method and variant that the test suite trains on the smoke preset, with the
-SHA-256 of the trained weights, as commit 8ce7e2e gives them on the processor and with the torch
-that it names. Another processor rounds otherwise: there, check out 8ce7e2e beside this project and
+SHA-256 of the trained weights on the processor and with the torch that it names. Another processor
+rounds otherwise: there, check the commit that last changed the list out beside this project and
 make a list of its own first,
 
-    PYTHONPATH=path/to/8ce7e2e python benchmarks/weights.py --write here.json
+    PYTHONPATH=path/to/that/commit python benchmarks/weights.py --write here.json
     python benchmarks/weights.py --list here.json
 
-It uses nothing but `kd.get` and `kd.preset`, so that it runs on both. Exit code 1 if any differs.
+It uses nothing but `kd.get` and `kd.preset`, so that it runs on every commit. Exit code 1 if any
+differs.
 """
 
 import argparse

@@ -44,7 +44,7 @@ _KIT = {  # name -> module of kdkit.study that holds it; "": the module itself
     "sources": "",
     "statistics": "",
     "store": "",
-    "sweep": "sweep",
+    "sweep": "",
     "widgets": "",
 }
 

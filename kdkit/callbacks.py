@@ -45,12 +45,13 @@ class NotFinite(ArithmeticError):
 
 
 def not_finite(state, what: str, step: int) -> NotFinite:
-    epoch = min(state.epoch, state.recipe.epochs - 1)
-    rate = state.learning_rate()
-    return NotFinite(
-        f"{state.method.title}: {what} not finite at epoch {epoch}, step {step}, with learning "
-        f"rate {rate:g}; a smaller lr may help"
-    )
+    """The error for what is not finite, first at this step of the epoch. In the first step of all
+    no weight has changed yet, so the fields and the teacher are to blame, not the learning rate."""
+    where = f"{state.method.title}: {what} not finite at epoch {state.epoch}, step {step}"
+    if step == 0 and state.epoch == -state.method.pretrain_epochs(state.recipe.epochs):
+        return NotFinite(f"{where}, before any weight has changed: {state.method!r}")
+    rate = state.optimizer.param_groups[0]["lr"]
+    return NotFinite(f"{where}, with learning rate {rate:g}; a smaller lr may help")
 
 
 class Finite(Callback):
@@ -61,14 +62,18 @@ class Finite(Callback):
 
     def step(self, state) -> None:
         for name, value in state.terms.items():
-            step = torch.where(torch.isfinite(value), math.inf, float(state.step - 1))
+            step = torch.full_like(value, math.inf)
+            step = step.masked_fill(~torch.isfinite(value), float(state.step - 1))
             seen = self.first_nonfinite_step.get(name)
             self.first_nonfinite_step[name] = step if seen is None else torch.minimum(seen, step)
 
     def check(self, state) -> None:
-        for name, step in self.first_nonfinite_step.items():
-            if math.isfinite(step.item()):
-                raise not_finite(state, f"the term {name!r} is", int(step))
+        steps = {name: step.item() for name, step in self.first_nonfinite_step.items()}
+        first = min(steps.values(), default=math.inf)
+        if math.isfinite(first):
+            names = [repr(name) for name, step in steps.items() if step == first]
+            what = f"the term {names[0]} is" if len(names) == 1 else f"terms {', '.join(names)} are"
+            raise not_finite(state, what, int(first))
 
     def epoch(self, state) -> None:
         self.check(state)

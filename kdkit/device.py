@@ -3,6 +3,7 @@
 import copy
 import ctypes
 import platform
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -23,7 +24,7 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     found = torch.cuda.is_available()
     try:
         device = torch.device(("cuda" if found else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)
+        torch.empty(0, dtype=torch.float32, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         why = str(e).partition("\n")[0]
         raise ValueError(f"device {str(name)!r}: not on this machine ({why})") from None
@@ -76,10 +77,11 @@ def to_float32(out: Out) -> Out:
     return out._replace(logits=cast(out.logits), pooled=cast(out.pooled))
 
 
-def to_device(net: nn.Module, device: torch.device, dtype: torch.dtype) -> Callable:
-    """`net` on the device, in the memory format that suits it; returns x -> net(x), which brings x
-    to that format as well. float64 changes the network's own parameters."""
-    layout = memory_format(net)
+def to_device(net: nn.Module, device: torch.device, dtype: torch.dtype, size: int) -> Callable:
+    """`net` on the device, in the memory format that suits it for images of this size, their longer
+    side; returns x -> net(x), which brings x to that format as well. float64 changes the network's
+    own parameters."""
+    layout = memory_format(net, size)
     net.to(device, torch.float64 if dtype == torch.float64 else None, memory_format=layout)
 
     def forward(x):
@@ -104,7 +106,8 @@ def fold_if_equal(net: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
     """A folded copy of `net` if it answers the same, else `net`: neighbours among its layers need
     not follow one another in its forward pass. shape: (C, H, W) of an image."""
     with torch.no_grad():
-        x = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
+        draw = torch.Generator().manual_seed(0)
+        x = torch.randn(8, *shape, generator=draw, dtype=torch.float32, device="cpu")
         try:
             plain, folded = net(x), fold(copy.deepcopy(net))
             z, z_folded = (o.logits if isinstance(o, Out) else o for o in (plain, folded(x)))
@@ -113,18 +116,54 @@ def fold_if_equal(net: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
     return folded if (z_folded - z).abs().max() <= 1e-3 * z.abs().max() else net
 
 
+class _Shared:
+    """What only the process can hold, the number of threads, and the fits inside that need it."""
+
+    changed = threading.Condition()
+    inside: list[int] = []  # identifiers of their threads
+    in_force = before = 0
+
+
 @contextmanager
-def private_state(threads: int) -> Iterator[None]:
-    """A number of threads and a global generator of one's own, both put back afterwards."""
-    before = torch.get_num_threads()
-    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+def number_of_threads(threads: int) -> Iterator[None]:
+    """This number of threads (0: the process's own) for all fits inside; put back by the last.
+
+    One that needs another number waits until the others are done.
+    """
+    me, shared = threading.get_ident(), _Shared
+    with shared.changed:
+        if not shared.inside:
+            shared.before = torch.get_num_threads()
+        wanted = threads or shared.before
+        if me in shared.inside and wanted != shared.in_force:
+            raise ValueError(
+                f"threads={threads}: a fit inside another one has its {shared.in_force} threads"
+            )
+        shared.changed.wait_for(lambda: not shared.inside or wanted == shared.in_force)
+        if not shared.inside:
+            shared.in_force, shared.before = wanted, torch.get_num_threads()
+        shared.inside.append(me)
+    mine = torch.get_num_threads()  # OpenMP has a number for each thread of the process
+    torch.set_num_threads(wanted)
     try:
-        with torch.random.fork_rng(devices=cuda):
-            if threads:
-                torch.set_num_threads(threads)
-            yield
+        yield
     finally:
-        torch.set_num_threads(before)
+        with shared.changed:
+            shared.inside.remove(me)
+            torch.set_num_threads(mine if shared.inside else shared.before)
+            shared.changed.notify_all()
+
+
+@contextmanager
+def plain_modes(device: torch.device) -> Iterator[None]:
+    """Gradients on, inference mode and autocast off, whatever is around."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
 
 
 def processor(device: torch.device) -> str:

@@ -1,7 +1,6 @@
 """How students are trained: epochs, batches, optimiser, learning rate, augmentation, precision."""
 
 import copy
-import hashlib
 import inspect
 import math
 from collections.abc import Callable
@@ -120,10 +119,3 @@ def make_optimizer(recipe: Recipe, parameters: list) -> torch.optim.Optimizer:
     except TypeError:
         return recipe.optimizer(parameters)
     return recipe.optimizer(parameters, lr=recipe.lr)
-
-
-def seed_of(*keys) -> int:
-    """A 63-bit seed from any values: each draw of a run has a generator of its own, so nothing in a
-    kernel can disturb it and no generator has a state to save."""
-    digest = hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1

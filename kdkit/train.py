@@ -9,6 +9,7 @@ own, seeded by (seed, purpose, epoch, step), so that a run can go on from any st
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,14 +25,16 @@ from .device import (
     choose_device,
     choose_precision,
     fold_if_equal,
-    private_state,
+    number_of_threads,
+    plain_modes,
     processor,
     to_device,
     to_float32,
 )
 from .methods import Method, Probe, Step, term_weights
 from .models import Branches, Out, Peers, as_out
-from .recipe import Recipe, learning_rate, make_optimizer, schedule_factor, seed_of
+from .randomness import may_draw, own_draws, seed_of
+from .recipe import Recipe, learning_rate, make_optimizer, schedule_factor
 
 EVAL_BATCH = 500
 
@@ -52,6 +55,7 @@ class State:
     optimizer: torch.optim.Optimizer
     class_weights: Tensor | None = None  # (K,)
     positions: Tensor | None = None  # of the images to train on; None: all
+    draws: bool = False  # may networks, method or teacher draw, and not only from `Step.generator`?
     callbacks: list[Callback] = field(default_factory=list)
     epoch: int = 0  # below 0 in the method's stage before
     step: int = 0  # steps of the epoch that are done
@@ -88,7 +92,8 @@ class State:
     def eval_logits(self, batches: Iterable[Tensor]) -> Tensor:
         """The students' logits for batches of images, in eval mode: (m, N, K) float32."""
         self.students.eval()
-        return eval_logits(self.forward, batches, self.device, self.dtype)
+        with drawing(self.draws, self.seed, "test"):
+            return eval_logits(self.forward, batches, self.device, self.dtype)
 
 
 @dataclass
@@ -116,7 +121,6 @@ def fit(
     seed: int = 0,
     device: str | torch.device = "auto",
     callbacks: Iterable[Callback] = (),
-    layers: torch.Generator | None = None,
 ) -> Fitted:
     """Train `students`, the very object that is given, with `method` on `data`.
 
@@ -126,19 +130,25 @@ def fit(
     index (B,) their positions in the training set, None for test images. It is put in eval mode and
     never trained. An ensemble answers with logits (m, B, K): their mean is taken.
     recipe: by default `Recipe()` with batches that the data can fill.
-    seed: of the order of the images, their augmentation, and the layers that the method adds,
-    unless the generator `layers` is given for these.
+    seed: of the order of the images, their augmentation, dropout, the layers that the method adds
+    and every other draw: whatever else draws in the process changes nothing, and is not changed.
     device: "auto", or a torch device.  callbacks: see `callbacks.Callback`.
 
     Raises ValueError where the parts do not fit one another, NotFinite where training diverges.
     """
+    for what, given, kind in (
+        ("method", method, Method),
+        ("students", students, nn.Module),
+        ("data", data, Data),
+        ("recipe", recipe or Recipe(), Recipe),
+        ("seed", seed, int),
+    ):
+        if not isinstance(given, kind):
+            raise ValueError(f"{what}={given!r}: must be a {kind.__name__}, not {type(given)}")
     if recipe is None:
         recipe = Recipe().replace(batch=max(1, min(Recipe.batch, len(data.y))))
-    with private_state(recipe.threads):
-        if layers is None:
-            torch.manual_seed(seed_of(seed, "layers"))
-        else:
-            torch.set_rng_state(layers.get_state())
+    device = choose_device(device)
+    with number_of_threads(recipe.threads), plain_modes(device):
         state = prepare(method, students, data, teacher, recipe, seed, device)
         history = History()
         state.callbacks = [Finite(), history, *callbacks]
@@ -174,6 +184,11 @@ def fit(
     )
 
 
+def drawing(draws: bool, *keys) -> AbstractContextManager:
+    """The draws of one purpose, from a generator of their own, where there may be any."""
+    return own_draws(seed_of(*keys)) if draws else nullcontext()
+
+
 def call(state: State, what: str) -> None:
     """Call every callback that has a method `what`."""
     for callback in state.callbacks:
@@ -205,13 +220,21 @@ def assemble(method, students, data, teacher, recipe, seed, device) -> State:
     device = choose_device(device)
     dtype, _ = choose_precision(recipe.precision, device)
     data = data.to(device)
+    parts = [method, *(part for part in (students, teacher) if isinstance(part, nn.Module))]
+    draws = any(map(may_draw, parts)) or callable(teacher) and len(parts) < 3
+    if recipe.compile and draws:
+        raise ValueError(
+            "compile=True: what may draw in its forward pass, such as dropout or code that is not "
+            "kdkit's, is not compiled, since its draws would not be the seed's"
+        )
     if isinstance(students, Branches):
         students.at_split = method.at_split
     students.eval()  # the probe changes no statistics
-    forward = to_device(torch.compile(students) if recipe.compile else students, device, dtype)
-    index = torch.arange(min(2, len(data.y)), device=device)
+    net, size = torch.compile(students) if recipe.compile else students, max(data.shape[1:])
+    forward = to_device(net, device, dtype, size)
+    index = torch.arange(min(2, len(data.y)), dtype=torch.int64, device=device)
     x = data.batch(index, "none", torch.Generator())
-    with torch.no_grad():
+    with torch.no_grad(), drawing(draws, seed, "probe"):
         try:
             who = "teacher"
             run_teacher = freeze(teacher, method, data, recipe, device, dtype)
@@ -224,6 +247,7 @@ def assemble(method, students, data, teacher, recipe, seed, device) -> State:
             raise ValueError(f"the {who} does not take {data.name}'s images {shape}: {why}") from e
         check_outputs(method, s, t, data)
         net = teacher if isinstance(teacher, nn.Module) else None
+    with torch.no_grad(), own_draws(seed_of(seed, "layers")):
         method.build(Probe(s, t, data.classes, data.y, net))
     method.to(device, torch.float64 if dtype == torch.float64 else None)
     optimizer = make_optimizer(recipe, [*students.parameters(), *method.parameters()])
@@ -232,6 +256,7 @@ def assemble(method, students, data, teacher, recipe, seed, device) -> State:
     state = State(
         method, students, data, run_teacher, recipe, seed, device, dtype, forward, optimizer
     )
+    state.draws = draws
     state.epoch = -method.pretrain_epochs(recipe.epochs)
     if recipe.class_weights:
         if len(recipe.class_weights) != data.classes:
@@ -239,7 +264,8 @@ def assemble(method, students, data, teacher, recipe, seed, device) -> State:
                 f"class_weights: {len(recipe.class_weights)} weights, {data.name} has "
                 f"{data.classes} classes"
             )
-        state.class_weights = torch.tensor(recipe.class_weights, device=device)
+        weights = torch.tensor(recipe.class_weights, dtype=torch.float32, device=device)
+        state.class_weights = weights.to(torch.float64) if dtype == torch.float64 else weights
     return state
 
 
@@ -294,7 +320,7 @@ def freeze(teacher, method, data, recipe, device, dtype) -> Callable | None:
     if isinstance(teacher, nn.Module):
         net = teacher.eval()
         net = fold_if_equal(net, data.shape) if logits_only else net
-        forward = to_device(net, device, dtype)
+        forward = to_device(net, device, dtype, max(data.shape[1:]))
     else:
         forward = None
 
@@ -308,7 +334,7 @@ def freeze(teacher, method, data, recipe, device, dtype) -> Callable | None:
 
     if not (logits_only and recipe.augment == "none" and not isinstance(data, Stream)):
         return run_teacher
-    chunks = torch.arange(len(data.y), device=device).split(EVAL_BATCH)
+    chunks = torch.arange(len(data.y), dtype=torch.int64, device=device).split(EVAL_BATCH)
     cached = torch.cat([run_teacher(data.batch(i, "none", None), i).logits for i in chunks])
 
     def lookup(x: Tensor, index: Tensor | None) -> Out:
@@ -336,9 +362,8 @@ def train_epoch(state: State) -> None:
     ):
         terms = forward_terms(state, x, y, index)
         if weights is None:
-            weights = torch.tensor(
-                term_weights(method, terms, state.epoch, recipe.epochs), device=state.device
-            )
+            factors = term_weights(method, terms, state.epoch, recipe.epochs)
+            weights = torch.tensor(factors, dtype=torch.float32, device=state.device)
         values = torch.stack(list(terms.values()))
         loss = values @ weights.to(values.dtype)
         state.optimizer.zero_grad(set_to_none=True)
@@ -351,9 +376,13 @@ def train_epoch(state: State) -> None:
 
 def forward_terms(state: State, x: Tensor, y: Tensor, index: Tensor) -> dict[str, Tensor]:
     """The method's unweighted terms for one batch."""
+    with drawing(state.draws, state.seed, "dropout", state.epoch, state.step):
+        return _terms(state, x, y, index)
+
+
+def _terms(state: State, x: Tensor, y: Tensor, index: Tensor) -> dict[str, Tensor]:
     method, recipe = state.method, state.recipe
     seed = seed_of(state.seed, "step", state.epoch, state.step)
-    torch.manual_seed(seed)  # dropout, if a network has any
     t = state.teacher(x, index) if state.teacher else None
     draws = torch.Generator().manual_seed(seed)
     step = Step(index, state.epoch, recipe.epochs, draws, state.class_weights)
@@ -379,7 +408,8 @@ def refresh(state: State) -> None:
     }
     t = None
     if state.teacher:
-        t = torch.cat([state.teacher(images, index).logits for index, images in x.items()])
+        with drawing(state.draws, state.seed, "held out", state.epoch):
+            t = torch.cat([state.teacher(images, index).logits for index, images in x.items()])
     state.method.refresh(state.eval_logits(x.values()), data.y[held_out], t)
 
 
@@ -400,9 +430,11 @@ def evaluate(network: nn.Module, data: Data, device: str | torch.device = "auto"
     network: any module that `fit` trains; it is moved to the device and put in eval mode.
     """
     device = choose_device(device)
-    data, forward = data.to(device), to_device(network.eval(), device, torch.float32)
-    batches = data.batches(False, EVAL_BATCH, "none", None)
-    z = eval_logits(forward, (x for x, _, _ in batches), device, torch.float32).cpu().numpy()
+    data, size = data.to(device), max(data.shape[1:])
+    forward = to_device(network.eval(), device, torch.float32, size)
+    batches = (x for x, _, _ in data.batches(False, EVAL_BATCH, "none", None))
+    with plain_modes(device), drawing(may_draw(network), 0, "test"):
+        z = eval_logits(forward, batches, device, torch.float32).cpu().numpy()
     return metrics.report(z, data.y_test.cpu().numpy(), len(z), None, None)
 
 
@@ -413,4 +445,6 @@ def teacher_test_logits(state: State, teacher) -> np.ndarray | None:
     if getattr(teacher, "test_logits", None) is not None:
         return teacher.test_logits
     batches = state.data.batches(False, EVAL_BATCH, "none", None)
-    return torch.cat([state.teacher(x, None).logits for x, _, _ in batches]).float().cpu().numpy()
+    with drawing(state.draws, state.seed, "test"):
+        parts = [state.teacher(x, None).logits for x, _, _ in batches]
+    return torch.cat(parts).float().cpu().numpy()

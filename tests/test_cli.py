@@ -317,7 +317,8 @@ def test_an_interrupted_run_is_exit_130_and_goes_on(runs, call, monkeypatch):
     run = preset("smoke", method="baseline", epochs=2, n_train=100)
     real = study_runs.get
     monkeypatch.setattr(study_runs, "get", lambda run, fresh=False: real(run, fresh, on_epoch=stop))
-    asked = ["train", "baseline", *TINY, "--set", "epochs=2", "--json"]
+    asked = ["train", "baseline", "--preset", "smoke", "--set", "n_train=100"]
+    asked += ["--set", "epochs=2", "--json"]
     code, out, err = call(*asked)
     assert (code, out, len(err)) == (130, "", 1) and "goes on from there" in err[0]
     monkeypatch.setattr(study_runs, "get", real)

@@ -329,9 +329,9 @@ def cc(c, x):
 
 
 def crd(c, x):
-    kinds = {"dim": "D", "K": "K", "tau": "tau", "momentum": "momentum"}
+    kinds = {"dim": "D", "K": "K", "tau": "tau", "bank_momentum": "momentum"}
     assert all(getattr(CRD, k) == c["default"][v] for k, v in kinds.items())
-    method = CRD(dim=len(x["bs"]), **{k: c[k] for k in ("tau", "momentum", "K")})
+    method = CRD(dim=len(x["bs"]), tau=c["tau"], K=c["K"], bank_momentum=c["momentum"])
     method, _, _ = embedded(method, x, x["f_s_0"], x["f_t_0"], c["N"])
     method.M = torch.stack([x["mem_t0"], x["mem_s0"]]).detach()
     got, k = {}, 0

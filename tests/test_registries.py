@@ -1,9 +1,12 @@
 """What people add, a method, a network, a data set, a figure and a metric, in one file; what is
 theirs is in the id of a run, with all that it uses."""
 
+import functools
+import importlib
 import importlib.util
 import sys
 import textwrap
+import types
 
 import numpy as np
 import pytest
@@ -262,3 +265,189 @@ def test_a_name_that_is_not_there_names_the_nearest():
 def test_a_run_is_described_by_names():
     with pytest.raises(ValueError, match="a run is described by names"):
         plans.preset("smoke", augment=lambda x, g: x)
+
+
+# Things that a learner's function may use, before and after an edit that acts.
+OBJECTS = {
+    "a library's layer": ("nn.LeakyReLU(0.01)", "nn.LeakyReLU(0.9)"),
+    "a layer in a row": ("nn.Sequential(nn.ReLU())", "nn.Sequential(nn.GELU())"),
+    "a loss": (
+        "nn.CrossEntropyLoss(label_smoothing=0.0)",
+        "nn.CrossEntropyLoss(label_smoothing=1)",
+    ),
+    "dropout": ("nn.Dropout(0.1)", "nn.Dropout(0.2)"),
+    "a method of the kit": ("kd.KD(T=2.0)", "kd.KD(T=3.0)"),
+    "a recipe": ("kd.Recipe(lr=0.1)", "kd.Recipe(lr=0.2)"),
+    "a namespace": ("types.SimpleNamespace(a=1)", "types.SimpleNamespace(a=2)"),
+    "a read-only dict": ("types.MappingProxyType({1: 2})", "types.MappingProxyType({1: 3})"),
+    "a queue": ("collections.deque([1])", "collections.deque([2])"),
+    "a pattern": ("re.compile('a')", "re.compile('b')"),
+    "a fraction": ("fractions.Fraction(1, 2)", "fractions.Fraction(1, 3)"),
+    "a slice": ("slice(1)", "slice(2)"),
+    "an item getter": ("operator.itemgetter(1)", "operator.itemgetter(2)"),
+    "a distribution": (
+        "torch.distributions.Normal(0.0, 1.0)",
+        "torch.distributions.Normal(0.0, 2.0)",
+    ),
+    "a generator": ("torch.Generator().manual_seed(1)", "torch.Generator().manual_seed(2)"),
+    "a tensor": ("torch.ones(3)", "torch.zeros(3)"),
+    "an array": ("np.ones(3)", "np.zeros(3)"),
+    "a bound method": ("[1].count", "[2].count"),
+    "a partial": ("functools.partial(max, 1)", "functools.partial(max, 2)"),
+    "a lambda in a dict": ("{'f': lambda x: x + 1}", "{'f': lambda x: x + 2}"),
+    "a cached function": (
+        "functools.lru_cache(lambda x: x + 1)",
+        "functools.lru_cache(lambda x: x)",
+    ),
+}
+USES = """
+import collections, fractions, functools, operator, re, types
+import kdkit as kd, numpy as np, torch
+from torch import nn
+THING = {thing}
+def function(x):
+    return THING, x
+"""
+
+
+def function_with(code, name="learner_objects"):
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    exec(compile(code, f"<{name}>", "exec"), vars(module))
+    return module.function
+
+
+@pytest.mark.parametrize("thing", OBJECTS)
+def test_what_a_used_object_holds_counts(thing):
+    before, after = (
+        fingerprint.fingerprint(function_with(USES.format(thing=t))) for t in OBJECTS[thing]
+    )
+    again = fingerprint.fingerprint(function_with(USES.format(thing=OBJECTS[thing][0])))
+    assert before == again != after
+
+
+@pytest.mark.parametrize(
+    "before, after, same",
+    [
+        ("def f():\n  return C.pop('k', 0)", None, False),  # it is read
+        ("def f():\n  C['n'] = 1\n  return C['k']", None, False),
+        ("def f():\n  LOG.append(1)", None, True),  # it is filled alone
+        ("def f(x):\n  y = x + 1\n  return y", "def f(x):\n  z = x + 1\n  return z", True),
+        (
+            "def f():\n  class A:\n    'Doc.'\n    a = 1\n  return A",
+            "def f():\n  class A:\n    a = 1\n  return A",
+            True,
+        ),
+        ("def f(x):\n  return x + 1", "def f(x):\n  return x + 2", False),
+        ("def f(a, b):\n  return a - b", "def f(b, a):\n  return a - b", False),
+    ],
+)
+def test_what_acts_and_what_does_not(before, after, same):
+    texts = [
+        f"C = {{'k': {k}}}\nLOG = [{k}]\n{code}\nfunction = f\n"
+        for k, code in ((1, before), (2 if after is None else 1, after or before))
+    ]
+    first, second = (fingerprint.fingerprint(function_with(text)) for text in texts)
+    assert (first == second) == same
+
+
+def test_imports_inside_a_function_are_followed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    codes = (
+        "def function():\n  import my_inner\n  return my_inner.f()",
+        "def function():\n  from my_inner import f\n  return f()",
+        "import my_package.sub\ndef function():\n  return my_package.sub.f()",
+    )
+    found = []
+    for value in (1, 2, 1):
+        for name in ("my_inner", "my_package", "my_package.sub"):
+            sys.modules.pop(name, None)
+        for path in (tmp_path / "my_inner.py", package / "sub.py"):
+            path.write_text(f"def f():\n    return {value}{'0' * value}\n")
+        importlib.invalidate_caches()
+        found.append([fingerprint.fingerprint(function_with(code)) for code in codes])
+    assert found[0] == found[2] and all(a != b for a, b in zip(*found[:2], strict=True))
+
+
+def test_arguments_of_a_partial_network_count():
+    def sized(channels, classes, width):
+        return torch.nn.Linear(channels * width, classes)
+
+    ids = []
+    for width in (8, 16):
+        kd.network("sized")(functools.partial(sized, width=width))
+        ids.append(plans.plan(plans.preset("smoke", student="sized")).id)
+    networks._REGISTRY.pop("sized")
+    assert ids[0] != ids[1]
+
+
+class Flipped:
+    """A dataset with a transform that draws."""
+
+    def __init__(self, p, folder):
+        self.p, self.folder, self.targets = p, folder, [0, 1, 0, 1]
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        x = torch.from_numpy(np.load(self.folder / f"{i}.npy"))
+        return (x.flip(1) if torch.rand(()) < self.p else x), self.targets[i]
+
+
+def test_data_that_are_read_as_needed(tmp_path):
+    for i in range(4):
+        np.save(tmp_path / f"{i}.npy", np.full((5, 5), i, np.uint8))
+    chance = [0.0]
+
+    @kd.dataset("flipped")
+    def flipped():
+        made = Flipped(chance[0], tmp_path)
+        return kd.data.dataset(made, made, mean=[0.5], std=[0.5])
+
+    run = plans.preset("smoke", data="flipped", n_train=0)
+    try:
+        first = plans.plan(run).id
+        assert plans.plan(run).id == first
+        chance[0] = 0.001  # the same images are read with it
+        drawn = plans.plan(run).id
+        chance[0] = 0.0
+        assert drawn != first == plans.plan(run).id
+        np.save(tmp_path / "3.npy", np.full((5, 5), 9, np.uint8))
+        assert plans.plan(run).id != first  # in the same process
+    finally:
+        DATASETS.pop("flipped", None)
+
+
+def test_an_old_record_is_not_loaded_into_a_new_network(files, runs):
+    files()
+    record = kd.get(mine())
+    assert record.student() is not None
+    files([("conv(x).relu()", "conv(x).tanh()")])
+    with pytest.raises(ValueError, match="was trained with other code of network my_net"):
+        kd.store.read(record.path).student()
+
+
+def test_a_metric_cannot_change_what_is_stored(runs):
+    record = kd.get(plans.preset("smoke", epochs=1))
+    before = record.metric("nll")
+
+    @kd.metric("spoils")
+    def spoils(z, y):
+        y[:] = 0
+        z[:] = 0
+        return 0.0
+
+    record.metric("spoils")
+    METRICS.pop("spoils")
+    assert record.metric("nll") == before
+
+
+def test_a_sweep_says_why_it_cannot_carry_a_notebooks_code(files, runs):
+    files()
+    with pytest.raises(ValueError, match="method mine.* is defined in this session"):
+        kd.sweep.sweep([mine()])
+    assert not runs.exists()

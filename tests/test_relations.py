@@ -162,7 +162,7 @@ def terms(method, batch):
 
 
 def test_banks_follow_the_embeddings():
-    method, batch = crd(momentum=0.25)
+    method, batch = crd(bank_momentum=0.25)
     before = method.M.clone()
     assert before.shape == (2, 8, 4) and before.abs().max() <= (3 / 4) ** 0.5
     assert not method.M.requires_grad and method.negatives == 4  # class 0 has four of eight
@@ -239,7 +239,7 @@ def test_crd_at_the_papers_size():
 def test_weights_and_controls_are_dckds_recipe():
     assert CRD().weights() == {"ce": 1.0, "contrast": 0.8}
     assert CRDKD().weights() == {"ce": 1.0, "contrast": 0.8, "teacher": 1.0} and CRDKD().T == 4
-    assert (CRD.dim, CRD.K, CRD.tau, CRD.momentum) == (128, 16384, 0.07, 0.5)
+    assert (CRD.dim, CRD.K, CRD.tau, CRD.bank_momentum) == (128, 16384, 0.07, 0.5)
     assert all(cls().control() == (Baseline, {}) for cls in (RKD, CC, CRD))
     assert CRDKD().control() == (KD, {})
     assert KDCL(m=5).control() == (Ind, {"m": 5, "based": "network"})

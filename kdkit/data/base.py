@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from ..fields import choose
+from ..randomness import integers, permutation
 from .checks import check_same, kind
 
 AUGMENT = ("none", "flip", "crop", "crop_flip")
@@ -26,7 +27,9 @@ def interleave(y: Tensor) -> Tensor:
     class for as long as no class runs out. Depends on nothing but the order of the labels.
     """
     classes, order = y.cpu().sort(stable=True)
-    rank = torch.arange(len(y)) - torch.searchsorted(classes, classes)  # place within the class
+    rank = torch.arange(len(y), dtype=torch.int64, device="cpu") - torch.searchsorted(
+        classes, classes
+    )  # place within the class
     return order[rank.argsort(stable=True)]
 
 
@@ -47,9 +50,11 @@ def augmented(x: Tensor, augment: Augment, generator: Generator) -> Tensor:
     if augment == "none":
         return x
     pad = 4 * ("crop" in augment)
-    down, across = (torch.arange(size) for size in x.shape[2:])  # (H,), (W,)
-    top, left = torch.randint(2 * pad + 1, (2, len(x), 1), generator=generator)  # (B, 1) each
-    mirror = torch.randint(1 + ("flip" in augment), (len(x), 1), generator=generator)
+    down, across = (
+        torch.arange(size, dtype=torch.int64, device="cpu") for size in x.shape[2:]
+    )  # (H,), (W,)
+    top, left = integers(2 * pad + 1, (2, len(x), 1), generator)  # (B, 1) each
+    mirror = integers(1 + ("flip" in augment), (len(x), 1), generator)
     rows = top + down  # (B, H) in the padded image
     columns = left + torch.where(mirror == 1, across.flip(0), across)  # (B, W)
     place = rows[:, :, None] * (len(across) + 2 * pad) + columns[:, None]  # (B, H, W)
@@ -88,7 +93,9 @@ class Data:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         label = int(self.y[index])  # past the end: IndexError, which ends a loop over the data
-        return self.batch(torch.tensor([index]), "none", None)[0], label
+        return self.batch(torch.tensor([index], dtype=torch.int64, device="cpu"), "none", None)[
+            0
+        ], label
 
     def to(self, device: str | torch.device) -> Self:
         """The same data with batches that go to `device`; what is there already is not copied."""
@@ -115,7 +122,8 @@ class Data:
     def _scale(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation (C, 1, 1), put on the device once: no transfer in the step."""
         return tuple(
-            torch.tensor(v, device=self.y.device)[:, None, None] for v in (self.mean, self.std)
+            torch.tensor(v, dtype=torch.float32, device=self.y.device)[:, None, None]
+            for v in (self.mean, self.std)
         )
 
     def normalise(self, x: Tensor) -> Tensor:
@@ -135,7 +143,9 @@ class Data:
         """
         order, classes = interleave(self.y_test), len(self.y_test.unique())
         if n < classes:
-            order = order[torch.arange(n) * classes // n]  # it begins with the first of each class
+            order = order[
+                torch.arange(n, dtype=torch.int64, device="cpu") * classes // n
+            ]  # it begins with the first of each class
         return order[:n].sort().values.to(self.y_test.device)
 
     def content_digest(self) -> str:
@@ -184,11 +194,15 @@ class Data:
         the first batch, an unknown augment; of a `Stream`, an item of another shape, type or label
         than it should have.
         """
-        order = torch.arange(len(self.y if train else self.y_test)) if subset is None else subset
+        order = (
+            torch.arange(len(self.y if train else self.y_test), dtype=torch.int64, device="cpu")
+            if subset is None
+            else subset
+        )
         own = Generator()  # seeds the order and every batch, made or skipped
         if train:
-            own.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            order = order[torch.randperm(len(order), generator=own)]
+            own.manual_seed(int(integers(2**62, (), generator)))
+            order = order[permutation(len(order), own)]
         parts = [
             part
             for part in order.to(self.y.device).split(max(batch, 1))  # one transfer, not one a step
@@ -199,7 +213,7 @@ class Data:
                 f"batch={batch}, start={start}: {len(order)} images allow batches of "
                 f"1 to {len(order)} and, with this one, starts of 0 to {len(parts)}"
             )
-        seeds = torch.randint(2**62, (len(parts),), generator=own).tolist()
+        seeds = integers(2**62, (len(parts),), own).tolist()
         plan = [(p, Generator().manual_seed(s)) for p, s in zip(parts, seeds, strict=True)]
         return self._read(train, plan[start:], augment)
 

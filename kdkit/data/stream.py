@@ -1,8 +1,7 @@
 """Images that do not fit into memory, or come from somebody's own torch Dataset."""
 
-import random
 from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,24 +10,9 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..randomness import integers, own_draws
 from .base import Data, Plan
 from .checks import as_images, as_labels, as_tensor, check_same, kind
-
-
-@contextmanager
-def drawn_from(seed: int) -> Iterator[None]:
-    """Inside, the global generators of torch, numpy and Python start at `seed`; afterwards they
-    are where they were."""
-    python, numpy = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def picture(image: Any, what: str) -> Tensor:
@@ -45,8 +29,9 @@ def picture(image: Any, what: str) -> Tensor:
 @dataclass(frozen=True, eq=False)
 class Items(Dataset):
     """Images of a dataset of (image, label), indexed as a tensor is: [order] are those at these
-    positions, [position, seed] is one. What it draws depends on its seed alone, whoever asks for
-    it and in which process.
+    positions, [position, seed] is one. What it draws from torch depends on its seed alone, whoever
+    asks for it and in which process; a transform that draws from numpy or `random` is its own
+    affair.
 
     what: its name in messages; source: any dataset with len() and [i]; order (n,) int64: which of
     its items, in which order; y (n,) int64: their labels; like (C, H, W): an image of the shape
@@ -68,7 +53,7 @@ class Items(Dataset):
         position, seed = which
         number = int(self.order[position])
         name = f"item {number} of {self.what}"
-        with drawn_from(seed):
+        with own_draws(seed):
             image, label = self.source[number]
         image = picture(image, name)
         check_same(f"{name} is", kind(image), kind(self.like))
@@ -86,11 +71,17 @@ def items_of(source: Any, what: str) -> Items:
         raise ValueError(
             f"{what} is {kind(source)}, allowed are datasets with items, len() and [i]"
         )
-    with drawn_from(0):
+    with own_draws(0):
         first = source[0]
         check_same(f"item 0 of {what} is not (image, label), its length is", len(first), 2)
         y = labels_of(source, f"the labels of {what}")
-    return Items(what, source, torch.arange(len(y)), y, picture(first[0], f"item 0 of {what}"))
+    return Items(
+        what,
+        source,
+        torch.arange(len(y), dtype=torch.int64, device="cpu"),
+        y,
+        picture(first[0], f"item 0 of {what}"),
+    )
 
 
 def labels_of(source: Any, what: str) -> Tensor:
@@ -116,7 +107,7 @@ class Stream(Data):
 
     def _contents(self) -> Iterator[Tensor]:
         yield from (self.y, self.y_test)
-        identity = torch.tensor(list(self.identity().encode()))
+        identity = torch.tensor(list(self.identity().encode()), dtype=torch.int64, device="cpu")
         for items in (self.x, self.x_test):
             if len(identity):
                 yield from (items.order, identity)
@@ -137,5 +128,5 @@ class Stream(Data):
 def visits(plan: Plan) -> Iterator[list]:
     """(position, seed) of the items of each batch, the seeds drawn from its generator."""
     for index, generator in plan:
-        seeds = torch.randint(2**62, index.shape, generator=generator)
+        seeds = integers(2**62, index.shape, generator)
         yield list(zip(index.tolist(), seeds.tolist(), strict=True))

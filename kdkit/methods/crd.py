@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..fields import Field
 from ..losses import kl_T
+from ..randomness import integers
 from .base import LabelWeight, Method, Size, Temperature, Weight
 from .logit import KD, Baseline
 
@@ -25,8 +26,8 @@ def contrast(x: Tensor, N: int) -> Tensor:
 def others(labels: Tensor, y: Tensor, K: int, draw: torch.Generator) -> Tensor:
     """For each label in y (B,): K different positions in labels (N,) of other classes. (B, K)"""
     own = torch.Generator(labels.device)  # so that B x N numbers need not cross to the device
-    own.manual_seed(int(torch.randint(2**62, (), generator=draw)))
-    keys = torch.rand(len(y), len(labels), generator=own, device=labels.device)
+    own.manual_seed(int(integers(2**62, (), draw)))
+    keys = torch.rand(len(y), len(labels), generator=own, dtype=torch.float32, device=labels.device)
     keys.masked_fill_(labels == y.unsqueeze(1), 2.0)
     return keys.topk(K, largest=False, sorted=False).indices
 
@@ -37,7 +38,7 @@ class CRD(Method):
     L = r CE(z, y) + beta [ C(<e_s, M_t> / tau) + C(<e_t, M_s> / tau) ],
     C(u) = -(1/B) sum [ log(P_0 / (P_0 + K/N)) + sum_k log((K/N) / (P_k + K/N)) ], P = exp(u) / Z;
     0 is the image's own row of the bank M, k = 1..K rows of other classes.
-    Then M[index] <- unit(momentum M[index] + (1 - momentum) e).
+    Then M[index] <- unit(mu M[index] + (1 - mu) e), mu the bank_momentum.
 
     | symbol   | code             | shape     |
     |----------|------------------|-----------|
@@ -65,7 +66,9 @@ class CRD(Method):
     dim: Annotated[Size, "width of both embeddings"] = 128
     K: Annotated[Size, "negatives of each image, at most"] = 16384
     tau: Annotated[float, Field(1e-3, 1000, step=0.01), "temperature of the contrast"] = 0.07
-    momentum: Annotated[float, Field(0, 1, step=0.05), "of the banks"] = 0.5
+    bank_momentum: Annotated[float, Field(0, 1, step=0.05), "share of a bank's row that stays"] = (
+        0.5
+    )
 
     def control(self):
         return Baseline, {}
@@ -77,8 +80,11 @@ class CRD(Method):
         self.negatives = min(self.K, fewest)
         self.E_s, self.E_t = (nn.Linear(o.pooled.shape[-1], self.dim) for o in (probe.s, probe.t))
         side = (3 / self.dim) ** 0.5
-        self.register_buffer("M", torch.empty(2, N, self.dim).uniform_(-side, side))
-        self.register_buffer("Z", torch.zeros(2))
+        self.register_buffer(
+            "M",
+            torch.empty(2, N, self.dim, dtype=torch.float32, device="cpu").uniform_(-side, side),
+        )
+        self.register_buffer("Z", torch.zeros(2, dtype=torch.float32, device="cpu"))
         self.register_buffer("labels", probe.labels, persistent=False)
 
     def weights(self) -> dict[str, float]:
@@ -93,7 +99,7 @@ class CRD(Method):
         u = e @ self.M.clone().mT  # (2, B, N), e_s with M_t; backward needs the banks as they were
         x = (u.gather(2, rows.expand(2, -1, -1)) / self.tau).exp()  # (2, B, 1+K)
         self.Z = torch.where(self.Z > 0, self.Z, x.detach().mean((1, 2)) * N)
-        new = self.momentum * self.M[:, i] + (1 - self.momentum) * e.detach().flip(0)
+        new = self.bank_momentum * self.M[:, i] + (1 - self.bank_momentum) * e.detach().flip(0)
         self.M[:, i] = F.normalize(new, dim=-1)
         both = sum(contrast(v, N) for v in x / self.Z.view(2, 1, 1))
         return {"ce": step.ce(s.logits, y), "contrast": both}

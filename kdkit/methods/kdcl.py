@@ -21,7 +21,7 @@ def true_class_values(v: Tensor, y: Tensor) -> Tensor:
 def min_quadratic_on_simplex(H: Tensor, g: Tensor) -> Tensor:
     """The a (m,) >= 0 with sum 1 that minimises a'Ha / 2 + g'a, H (m, m) positive semidefinite:
     the best of those stationary points of the 2^m - 1 faces that lie inside the simplex."""
-    m, faces = len(g), torch.arange(2 ** len(g), device=H.device)
+    m, faces = len(g), torch.arange(2 ** len(g), dtype=torch.int64, device=H.device)
     on = (faces[1:].unsqueeze(1) >> faces[:m] & 1).to(H)  # (faces, m): 0 or 1
     ridge = torch.finfo(H.dtype).eps * H.trace()  # for members that are equal
     H = H + torch.diag_embed(ridge.expand(m))
@@ -39,7 +39,7 @@ def best_mix(z: Tensor, y: Tensor, rounds: int = 12) -> Tensor:
     Newton's method with a line search, in float64: the problem is convex."""
     z = z.double()
     a = z.new_full((len(z),), 1 / len(z))
-    sizes = torch.tensor([*(0.5**k for k in range(10)), 0.0]).to(z)
+    sizes = z.new_tensor([*(0.5**k for k in range(10)), 0.0])
     for _ in range(rounds):
         p = F.softmax(torch.einsum("i,ibk->bk", a, z), -1)
         d = z - (p * z).sum(-1, keepdim=True)  # (m, B, K)
@@ -55,7 +55,7 @@ def group_target(z: Tensor, y: Tensor, form: str) -> Tensor:
         return (z - true_class_values(z, y).unsqueeze(2)).amin(0)
     if form == "naive":
         best = true_class_values(F.log_softmax(z, -1), y).argmax(0)  # (B,)
-        return z[best, torch.arange(len(y), device=z.device)]
+        return z[best, torch.arange(len(y), dtype=torch.int64, device=z.device)]
     return torch.einsum("i,ibk->bk", best_mix(z, y).to(z.dtype), z)
 
 
@@ -118,7 +118,7 @@ class KDCL(Method):
 
     def build(self, probe) -> None:
         n = self.m + self.with_teacher
-        self.register_buffer("w", torch.full((n,), 1 / n, dtype=torch.float64))
+        self.register_buffer("w", torch.full((n,), 1 / n, dtype=torch.float64, device="cpu"))
 
     def held_out(self, labels: Tensor) -> Tensor | None:
         K = len(labels.unique())

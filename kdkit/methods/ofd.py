@@ -80,7 +80,8 @@ class OFD(Hinted):
         if not hasattr(probe.teacher, "stage_bns"):
             raise ValueError(
                 "OFD derives its margins from the teacher's batch norms: the teacher "
-                f"must be a kdkit network, not {type(probe.teacher).__name__}"
+                "must be a kdkit network, or wrapped with its batch norms as preacts, not a "
+                f"{type(probe.teacher).__name__}"
             )
         bns = probe.teacher.stage_bns()
         self.connectors = nn.ModuleList(

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..fields import Field
 from ..losses import entropy, kl, kl_T
+from ..randomness import integers
 from .base import Group, Method, Rampup, Temperature, Weight
 from .logit import KD
 from .online import EPS, Based, Ind
@@ -27,6 +28,8 @@ def attend(h: Tensor, kind: str, L: nn.Module, E: nn.Module, draw: torch.Generat
     kind "learned": softmax_b((L h_a) . (E h_b)) (Eq. 9, 10); the others are Table 5's ablations:
     "symmetric" has L = E = identity, "random" draws anew at each step, "entropy" is the identity.
     """
+    if isinstance(h, tuple) and len({f.shape for f in h}) == 1:
+        h = torch.stack(h)  # the leader alone is of another width
     if isinstance(h, tuple):
         raise ValueError(
             "OKDDip's attention compares pooled features: its peers need one width, "
@@ -34,11 +37,15 @@ def attend(h: Tensor, kind: str, L: nn.Module, E: nn.Module, draw: torch.Generat
         )
     n, B, _ = h.shape
     if kind == "random":
-        A = torch.rand(B, n, n, generator=draw).to(h)
+        A = torch.rand(B, n, n, generator=draw, dtype=torch.float32, device="cpu").to(h)
         return A / A.sum(-1, keepdim=True)
     if kind in ("mean", "entropy"):
-        A = torch.full((n, n), 1 / n) if kind == "mean" else torch.eye(n)
-        return A.to(h).expand(B, n, n)
+        A = (
+            h.new_full((n, n), 1 / n)
+            if kind == "mean"
+            else torch.eye(n, dtype=h.dtype, device=h.device)
+        )
+        return A.expand(B, n, n)
     return F.softmax(torch.einsum("abd,cbd->bac", L(h), E(h)), -1)
 
 
@@ -98,7 +105,7 @@ class OKDDip(Method):
 
     def deployed(self, seed: int) -> int:
         draw = torch.Generator().manual_seed(seed)
-        return self.m - 1 if self.two_level else int(torch.randint(self.m, (), generator=draw))
+        return self.m - 1 if self.two_level else int(integers(self.m, (), draw))
 
     def build(self, probe) -> None:
         D, learned = probe.s.pooled[0].shape[-1], self.attention == "learned"

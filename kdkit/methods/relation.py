@@ -17,13 +17,13 @@ def require_two_images(B: int, title: str) -> None:
 
 
 def relations(h: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances of the rows of h (B, D) over their mean, 0 left out: (B, B); and the cosines
+    """Distances of the rows of h (B, D) over the mean of those of two rows: (B, B); and the cosines
     (B, B, B) of the angles that the rows i and j make at row k."""
     d = h.unsqueeze(0) - h.unsqueeze(1)  # (B, B, D)
     norm = d.norm(dim=-1)  # (B, B)
     e = d / norm.clamp_min(1e-12).unsqueeze(-1)  # (B, B, D), unit vectors
-    mean = norm.sum() / (norm > 0).sum()
-    return norm / mean, torch.einsum("kid,kjd->kij", e, e)
+    mean = norm.sum() / (len(h) * (len(h) - 1))  # of all pairs of two different rows
+    return norm / mean.clamp_min(1e-12), torch.einsum("kid,kjd->kij", e, e)
 
 
 class RKD(Method):

@@ -148,13 +148,17 @@ def network(*names: str):
     return add
 
 
+class _Member(partial):
+    """A function of a family of networks, for one of its names."""
+
+
 def family(*names: str):
     """As `network`, for a function that takes its name first; where it has a parameter `width`,
     `name_w2` is a network as well."""
 
     def add(function):
         for name in names:
-            network(name)(partial(function, name))
+            network(name)(_Member(function, name))
         return function
 
     return add
@@ -193,7 +197,7 @@ def build(name: str, c_in: int = 3, classes: int = 100) -> nn.Module:
 def builder_of(name: str) -> Callable:
     """The function that builds the network, as it was written; its source can be hashed."""
     function, _ = _find(name)
-    return function.func if isinstance(function, partial) else function
+    return function.func if isinstance(function, _Member) else function
 
 
 def count(net: nn.Module, x: Tensor) -> tuple[int, int]:
@@ -219,9 +223,17 @@ def count(net: nn.Module, x: Tensor) -> tuple[int, int]:
     return sum(p.numel() for p in net.parameters()), macs
 
 
-def memory_format(net: nn.Module) -> torch.memory_format:
-    """channels_last, which is faster, where each convolution's width is a multiple of 8: with
-    others oneDNN's kernels for it have been seen to write out of bounds (4 channels, AVX2)."""
-    widths = [m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d)]
-    odd = any(c % 8 for c in widths)
-    return torch.contiguous_format if odd else torch.channels_last
+def memory_format(net: nn.Module, size: int) -> torch.memory_format:
+    """channels_last, which is faster, unless oneDNN's kernels for it write out of bounds.
+
+    size: the longer side of an image. They have been seen to do so where a convolution's width is
+    no multiple of 8 (4 channels, AVX2), and where a strided 1x1 convolution has fewer than 16
+    channels coming in and a map of 56 pixels or more (AVX-512); half of that is kept away from.
+    """
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    odd = any(m.out_channels % 8 for m in convolutions)
+    narrow = any(
+        m.in_channels < 16 and max(m.kernel_size) == 1 and max(m.stride) > 1 for m in convolutions
+    )
+    unsafe = odd or narrow and size > 32
+    return torch.contiguous_format if unsafe else torch.channels_last

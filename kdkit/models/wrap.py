@@ -44,6 +44,16 @@ class Wrapped(nn.Module):
         super().__init__()
         self.module, self.keys = module, keys
 
+    def stage_bns(self) -> list[nn.BatchNorm2d]:
+        """The batch norms that give the preacts, the stem's left out, from which OFD derives its
+        margins. ValueError where one is another layer."""
+        layers = dict(self.module.named_modules())
+        names = [name for role, name, _ in self.keys if role == "preactivation"]
+        for name in names[1:]:
+            if not isinstance(layers[name], nn.BatchNorm2d):
+                raise ValueError(f"preactivation {name!r} is no BatchNorm2d, which OFD needs")
+        return [layers[name] for name in names[1:]]
+
     def forward(self, x: Tensor) -> Out:
         reader = {key: [] for key in self.keys}
         outer = getattr(_THREAD, "readers", ())

@@ -50,21 +50,31 @@ def settings(items: list[str], known: list[str], what: str) -> dict[str, str]:
         name, equals, value = item.partition("=")
         if not equals:
             raise ValueError(f"--set {item!r}: write field=value")
-        changes[choose(name, known, what)] = value
+        if choose(name, known, what) in changes:
+            raise ValueError(f"--set {name} is given twice: {changes[name]} and {value}")
+        changes[name] = value
     return changes
 
 
-def run_of(args: argparse.Namespace, method: str, seed: int) -> Plan:
+def run_of(args: argparse.Namespace, method: str, seed: int | None = None) -> Plan:
     """The run that the options ask for, checked as far as that goes without its data."""
     cls = method_class(choose(method, list_methods(), "method"))
     names = set(fields(Run)) - {"method", "preset", "params"}
-    changes = {
-        k: getattr(args, k) for k in ("data", "student", "teacher") if getattr(args, k) is not None
-    }
-    changes |= settings(args.set, [*sorted(names), *fields(cls)], f"field of {method}")
+    options = ("data", "student", "teacher", "seed")
+    changes = {k: getattr(args, k) for k in options if getattr(args, k, None) is not None}
+    own = settings(args.set, [*sorted(names), *fields(cls)], f"field of {method}")
+    if twice := changes.keys() & own.keys():
+        name = sorted(twice)[0]
+        raise ValueError(
+            f"{name} is given twice: --{name} {changes[name]}, --set {name}={own[name]}"
+        )
+    changes |= own
     for name in args.teacher.split(",") if args.teacher else ():
         models.builder_of(name.strip())
-    return plan(preset(args.preset, **{"seed": seed, **changes, "method": method}))
+    if seed is not None and "seed" in own:
+        raise ValueError(f"--set seed={own['seed']}: a sweep's seeds are those of --seeds")
+    given = {} if seed is None else {"seed": seed}
+    return plan(preset(args.preset, **{**given, **changes, "method": method}))
 
 
 def summary(record: Record, run: Plan, from_store: bool) -> dict:
@@ -94,7 +104,7 @@ def cmd_train(args) -> int:
     """train one run, or find it in the store"""
     with redirect_stdout(sys.stderr):  # a learner's module may print
         sweep.load_module(args.module)
-        run = run_of(args, args.method, args.seed)
+        run = run_of(args, args.method)
         from_store = not args.fresh and store.find(run) is not None
         record = runs.get(run, args.fresh)
     shown = summary(record, run, from_store)
@@ -153,7 +163,7 @@ def cmd_table(args) -> int:
     for (paper, table), part in groupby(compared, key=lambda c: (c["paper"], c["table"])):
         part = list(part)
         if args.which is None:
-            done = sum(c["run"] is not None for c in part)
+            done = sum(c["records"] > 0 for c in part)
             print(f"{f'{paper}:{table}':12} {len(part):3} cells, {done} of them run here")
         else:
             print(text(part, **changes), end="\n\n")
@@ -227,6 +237,7 @@ def cmd_data(args) -> int:
 
 def cmd_runs(args) -> int:
     """list the runs in the store"""
+    sweep.load_module(args.module)
     done, under_way, damaged = store.records()
     rows = [
         {
@@ -285,6 +296,7 @@ def cmd_gc(args) -> int:
 
 def cmd_list(args) -> int:
     """print names, one a line"""
+    sweep.load_module(args.module)
     known = {
         "methods": list_methods,
         "models": models.list_models,
@@ -344,11 +356,11 @@ def cmd_doctor(args) -> int:
 def parsers() -> dict[str, Parser]:
     """Command -> its parser."""
     made = {}
-    for name, do in COMMANDS.items():
+    for name, command in COMMANDS.items():
         made[name] = Parser(
-            prog=f"python -m kdkit {name}", description=do.__doc__, allow_abbrev=False
+            prog=f"python -m kdkit {name}", description=command.__doc__, allow_abbrev=False
         )
-        made[name].set_defaults(do=do)
+        made[name].set_defaults(command=command)
     picks = os.environ.get("KDKIT_PRESET") or "lesson"
     for name in ("train", "sweep", "figures"):
         made[name].add_argument(
@@ -357,6 +369,8 @@ def parsers() -> dict[str, Parser]:
             metavar="NAME",
             help=f"{', '.join(PRESETS)} (default: $KDKIT_PRESET, or lesson)",
         )
+    for name in ("runs", "list"):
+        made[name].add_argument("--module", metavar="FILE.py", help="import this first: your own")
     for name in ("train", "sweep"):
         add = made[name].add_argument
         for option in ("data", "student", "teacher"):
@@ -390,7 +404,7 @@ def parsers() -> dict[str, Parser]:
         made[name].add_argument("--workers", type=int, metavar="N", help="default: one a core")
     add = made["train"].add_argument
     add("method", metavar="METHOD", help="see `python -m kdkit list methods`")
-    add("--seed", type=int, default=0)
+    add("--seed", metavar="N", help="(default 0)")
     add("--fresh", action="store_true", help="train again and replace the stored run")
     add("--json", action="store_true", help="print one JSON object and nothing else")
     add = made["sweep"].add_argument
@@ -438,7 +452,7 @@ COMMANDS = {
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The options of a command. ValueError with the nearest names for a wrong one."""
-    usage = [f"  {name:9} {do.__doc__}" for name, do in COMMANDS.items()]
+    usage = [f"  {name:9} {command.__doc__}" for name, command in COMMANDS.items()]
     if argv[:1] in (["-h"], ["--help"]):
         print(
             "usage: python -m kdkit COMMAND [options]\n",
@@ -452,8 +466,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = parsers()[choose(argv[0], COMMANDS, "command")]
     if argv[0] in ("train", "sweep") and {"-h", "--help"} & set(argv):
         named = [method_class(word) for word in argv[1:] if word in list_methods()]
-        told = [f"fields of {cls.name}:\n{field_help(cls)}" for cls in named]
-        parser.epilog = "\n\n".join([*told, f"fields of every run:\n{field_help(Run)}"])
+        parts = [f"fields of {cls.name}:\n{field_help(cls)}" for cls in named]
+        parser.epilog = "\n\n".join([*parts, f"fields of every run:\n{field_help(Run)}"])
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
     args, extra = parser.parse_known_intermixed_args(argv[1:])
     for word in extra:
@@ -484,7 +498,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
-        return args.do(args)
+        return args.command(args)
     except ModuleNotFoundError as e:
         if (e.name or "").partition(".")[0] in ("", "kdkit"):
             raise

@@ -150,7 +150,7 @@ def read_cifar(family: str, folder: Path, classes: int) -> tuple:
     """
     tv, parts = torchvision_set(family), []
     for files in (tv.train_list, tv.test_list):
-        xs, ys = [], []
+        images, labels = [], []
         for file, md5 in files:
             content = _unpickle(folder / file, md5)
             x = getattr(content.get("data"), "value", np.empty(0, np.uint8))
@@ -165,9 +165,9 @@ def read_cifar(family: str, folder: Path, classes: int) -> tuple:
                     f"{folder / file}: labels {y.min()} to {y.max()}, allowed are "
                     f"0 to {classes - 1}"
                 )
-            xs.append(x.reshape(-1, 3, 32, 32))
-            ys.append(y.astype(np.int64))
-        parts += [torch.from_numpy(np.concatenate(v)) for v in (xs, ys)]
+            images.append(x.reshape(-1, 3, 32, 32))
+            labels.append(y.astype(np.int64))
+        parts += [torch.from_numpy(np.concatenate(v)) for v in (images, labels)]
     meta, names = folder / tv.meta["filename"], list(map(str, range(classes)))
     if meta.exists():
         names = _unpickle(meta, tv.meta["md5"]).get(tv.meta["key"])
@@ -265,16 +265,16 @@ def identity(family: str, folder: Path) -> tuple[str, str]:
                 found |= {p.relative_to(folder).as_posix(): p for p in paths}
     facts = {name: path.stat() for name, path in sorted(found.items())}
     if in_folders and sum(fact.st_size for fact in facts.values()) > HASHED:
-        how, told = "names and sizes", [(name, fact.st_size) for name, fact in facts.items()]
+        how, described = "names and sizes", [(name, fact.st_size) for name, fact in facts.items()]
     else:
-        how, told = (
+        how, described = (
             "contents",
             [
                 (name, _sha256(found[name], fact.st_size, fact.st_mtime_ns))
                 for name, fact in facts.items()
             ],
         )
-    return hashlib.sha256(repr(told).encode()).hexdigest(), how
+    return hashlib.sha256(repr(described).encode()).hexdigest(), how
 
 
 def fetch(family: str, root: str | os.PathLike | None, progress: bool) -> Path:

@@ -9,11 +9,9 @@ hyperparameters stand in their classes.
 import copy
 import hashlib
 import json
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import torch
 from torch import nn
 
 from .. import models
@@ -151,9 +149,15 @@ def plan(run: "Run | Plan") -> Plan:
         kept = ("method", "student", "data", "preset", "precision", "threads")
         run = Run(pretrained=True, epochs=0, **{name: getattr(run, name) for name in kept})
     cls = method_class(run.method)
+    own = fields(cls)
+    if both := own.keys() & fields(Run).keys():
+        raise ValueError(
+            f"{cls.name}: {', '.join(sorted(both))} is a field of every run: rename it"
+        )
+    for name in dict(run.params).keys() - own.keys():
+        choose(name, [*own, *fields(Run)], f"field of {cls.name}")
     method = cls(**(implied(cls, run) | dict(run.params)))
     run = canonical(run, method)
-    student_names(run, method)  # a wrong number of them is told now
     taught_by = method.teacher_method()
     teacher = plan(_teacher_run(run, *taught_by)) if taught_by else None
     identity = fingerprint.identity(run)
@@ -171,6 +175,8 @@ def canonical(run: Run, method: Method) -> Run:
         if value != fields(cls)[name].default or name in given  # else the preset would act again
     }
     changes: dict[str, Any] = {"method": cls.name, "params": tuple(sorted(params.items()))}
+    names = student_names(run, method)  # a wrong number of them is told now
+    changes["student"] = names[0] if len(set(names)) == 1 else ",".join(names)
     if method.teacher_method() is None:
         changes |= {
             "teacher": "",
@@ -289,15 +295,6 @@ def _field_text(name: str, value: Any) -> str:
 # From names to the engine's objects
 
 
-@contextmanager
-def drawing_from(generator: torch.Generator):
-    """Initial weights come from `generator`; the global generator is put back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(generator.get_state())
-        yield
-        generator.set_state(torch.get_rng_state())
-
-
 def student_names(run: Run, method: Method) -> list[str]:
     """The network of each student. ValueError where names and number of students do not agree."""
     names, (kind, m) = [name.strip() for name in run.student.split(",")], method.group()
@@ -309,6 +306,16 @@ def student_names(run: Run, method: Method) -> list[str]:
     return (names * m)[:m]
 
 
+def build_network(name: str, channels: int, classes: int) -> nn.Module:
+    """One network. ValueError, in one line, where a learner's function for it fails."""
+    try:
+        return models.build(name, channels, classes)
+    except ValueError:
+        raise
+    except Exception as e:
+        raise ValueError(f"network {name!r}: {type(e).__name__}: {e}") from e
+
+
 def build_students(run: "Run | Plan", shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The untrained students of a run: one network, `Peers` or `Branches`; its weights are drawn
     from torch's generator.
@@ -317,7 +324,7 @@ def build_students(run: "Run | Plan", shape: tuple[int, int, int], classes: int)
     """
     run, method = plan(run).run, plan(run).method
     names, (kind, _) = student_names(run, method), method.group()
-    nets = [models.build(name, shape[0], classes) for name in names]
+    nets = [build_network(name, shape[0], classes) for name in names]
     if run.pretrained:
         for name, net in zip(names, nets, strict=True):
             net.load_state_dict(pretrained(name, classes))

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from .. import train
+from ..callbacks import NotFinite
 from ..data import Data
-from ..device import choose_device, private_state
-from ..recipe import seed_of
+from ..device import choose_device, number_of_threads, plain_modes
+from ..randomness import own_draws, seed_of
 from . import fingerprint, store
 from .callbacks import Checkpoint, Interrupted, Progress, ProgressFile, stoppable, stopped_late
-from .plans import Plan, Run, build_students, drawing_from, plan
+from .plans import Plan, Run, build_students, plan
 
 
 def get(
@@ -48,11 +49,11 @@ def load_images(run: Plan, device: torch.device) -> Data:
 
 
 def check_fit(runs: Iterable[Plan]) -> None:
-    """Rehearse the runs whose teachers are still to be trained; of runs that differ in nothing but
-    their seeds one. ValueError, in one line, for the first that does not fit."""
+    """Rehearse the runs that are not stored; of those that differ in nothing but their seeds one.
+    ValueError, in one line, for the first that does not fit."""
     seen, loaded = set(), {}
     for run in runs:
-        if run.teacher is None or store.find(run) or store.find(run.teacher):
+        if store.find(run):
             continue
         alike = run.run.replace(seed=0, teacher_seed=0)
         if alike not in seen:
@@ -68,9 +69,11 @@ def train_and_store(run: Plan, on_epoch: Callable | None = None) -> store.Record
     recipe, device = run.run, choose_device()  # a Run is a Recipe with names
     with stoppable() as stop:
         data = load_images(run, device)
+        untaught = run.teacher is not None and store.find(run.teacher) is None
+        if recipe.epochs and (untaught or fingerprint.own_code(recipe)):
+            rehearse(run, data)
         teacher = _teacher(run, data, stop)
-        generator = torch.Generator().manual_seed(seed_of(recipe.seed, "init"))
-        with drawing_from(generator):
+        with own_draws(seed_of(recipe.seed, "init")):
             students = build_students(run, data.shape, data.classes)
         checkpoint = Checkpoint(run, stop)
         fitted = train.fit(
@@ -86,7 +89,6 @@ def train_and_store(run: Plan, on_epoch: Callable | None = None) -> store.Record
                 Progress(run.title, quiet=store.quiet()),
                 ProgressFile(run, on_epoch),
             ],
-            layers=generator,
         )
         record = store.save(run, fitted, data, checkpoint.resumed_at)
         stopped_late(stop, run.title)
@@ -102,7 +104,6 @@ def _teacher(run: Plan, data, stop: threading.Event) -> nn.Module | None:
         return None
     taught_by = run.teacher.run
     if store.find(run.teacher) is None:
-        rehearse(run, data)
         if stop.is_set():
             raise Interrupted(f"stopped before the teacher of {run.title} was trained")
         what = "training" if taught_by.epochs else "testing"
@@ -123,14 +124,14 @@ def rehearse(run: Plan, data: Data) -> None:
     ValueError, in one line, where networks, data and method do not fit together: so that this is
     known before a teacher is trained.
     """
-    with torch.random.fork_rng(devices=[]):
-        teacher = build_students(run.teacher, data.shape, data.classes)
+    with own_draws(0):
+        teacher = run.teacher and build_students(run.teacher, data.shape, data.classes)
         students = build_students(run, data.shape, data.classes)
     method = copy.deepcopy(run.method)
-    recipe = run.run.replace(batch=min(run.run.batch, 8))
+    recipe = run.run.replace(batch=min(run.run.batch, 8), epochs=max(1, run.run.epochs))
     n = max(16, 2 * data.classes)
     few = data.subset(n) if n < len(data.y) else data
-    with private_state(recipe.threads):
+    with number_of_threads(recipe.threads), plain_modes(data.y.device):
         try:
             state = train.assemble(method, students, few, teacher, recipe, 0, data.y.device)
             train.training_positions(method, data, run.run)  # of all images, for the run's batch
@@ -138,6 +139,8 @@ def rehearse(run: Plan, data: Data) -> None:
             for epoch in sorted({state.epoch, 0}):
                 state.epoch, state.step = epoch, 0
                 train.train_epoch(state)
-        except (RuntimeError, AttributeError, TypeError, IndexError) as e:
-            why = " ".join(str(e).split())
+        except (ValueError, OSError, NotFinite):
+            raise
+        except Exception as e:  # in a learner's method or network anything may go wrong
+            why = f"{type(e).__name__}: {' '.join(str(e).split())}"
             raise ValueError(f"{method.title} does not fit these networks: {why}") from e

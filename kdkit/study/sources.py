@@ -64,10 +64,10 @@ def _made(name: str, images: tuple[Tensor, ...], names: tuple[str, ...] = FASHIO
 def _lesson() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """x, y, x_test, y_test, and the places of x in Fashion-MNIST's training set."""
     with np.load(LESSON, allow_pickle=False) as z:
-        x, y, xt, yt, i = (
+        x, y, x_test, y_test, i = (
             torch.from_numpy(z[k]) for k in ("x", "y", "x_test", "y_test", "train_index")
         )
-    return x[:, None], y.long(), xt[:, None], yt.long(), i.long()
+    return x[:, None], y.long(), x_test[:, None], y_test.long(), i.long()
 
 
 @register_dataset("lesson")

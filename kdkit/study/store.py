@@ -6,6 +6,7 @@ A finished run's folder holds `record.json` (config, environment, history, resul
 """
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -28,8 +29,9 @@ from torch import Tensor, nn
 from .. import metrics, models
 from ..callbacks import to_half
 from ..methods import Method
+from ..randomness import own_draws
 from ..train import Fitted
-from . import fingerprint, sources
+from . import fingerprint
 from .plans import FORMAT, Plan, Run, build_students, plan, run_from
 from .project import home, main_process, quiet, root, say, write
 
@@ -62,10 +64,12 @@ class Deployed(nn.Module):
         super().__init__()
         self.network = network
         for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1))  # (C, 1, 1)
+            self.register_buffer(
+                name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+            )  # (C, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x / 255 if x.dtype == torch.uint8 else x
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
         return models.as_out(self.network((x - self.mean) / self.std)).logits
 
 
@@ -112,13 +116,13 @@ class Record:
         kept = np.load(self.path / "test_logits.npz", allow_pickle=False)
         return {name: kept[name] for name in kept.files if name != "labels"}
 
-    @cached_property
+    @property
     def labels(self) -> np.ndarray:
         """The test images' classes (N,) int64."""
         kept = np.load(self.path / "test_logits.npz", allow_pickle=False)
         if "labels" in kept.files:
             return kept["labels"].astype(np.int64)
-        return sources.load(self.run.data).y_test.cpu().numpy()  # an old record
+        return fingerprint.load_data(self.run.data).y_test.cpu().numpy()  # an old record
 
     def logits(self) -> tuple[np.ndarray, np.ndarray | None]:
         """The stored test logits: students (m, N, K) and teacher (N, K) or None, float64.
@@ -152,8 +156,15 @@ class Record:
         return np.asarray(value).tolist() if isinstance(value, np.ndarray | np.generic) else value
 
     def model(self, device: str = "cpu") -> nn.Module:
-        """The trained students, in eval mode, frozen: they take normalised images."""
-        with torch.random.fork_rng(devices=[]):
+        """The trained students, in eval mode, frozen: they take normalised images.
+
+        ValueError where a learner's network is another one by now than the one that was trained.
+        """
+        trained = {k: v for k, v in self.meta.get("identity", {}).items() if k != "method"}
+        for name, now in fingerprint.network_identity(self.run.student).items():
+            if trained.get(name, now) != now:
+                raise ValueError(f"run {self.id} was trained with other code of {name}")
+        with own_draws(0):  # nobody sees what they were before
             net = build_students(self.run, tuple(self.meta["shape"]), self.meta["classes"])
         state = torch.load(self.path / "weights.pt", map_location="cpu", weights_only=True)
         net.load_state_dict(state["students"])
@@ -166,7 +177,7 @@ class Record:
         if "mean" in self.meta:
             mean, std = self.meta["mean"], self.meta["std"]
         else:  # an old record
-            data = sources.load(self.run.data)
+            data = fingerprint.load_data(self.run.data)
             mean, std = data.mean, data.std
         single = net.nets[index] if isinstance(net, models.Peers | models.Branches) else net
         return Deployed(single, mean, std).to(device).eval().requires_grad_(False)
@@ -213,6 +224,7 @@ def save(run: Plan, fitted: Fitted, data, resumed_at: int | None = None) -> Reco
         "mean": list(data.mean),
         "std": list(data.std),
         "data": {"digest": digest, "of": how},
+        "identity": run.identity,
         "teacher": run.teacher and run.teacher.id,
         "environment": {
             "python": platform.python_version(),
@@ -281,10 +293,15 @@ def read_checkpoint(run: Run | Plan) -> dict | None:
     if not path.exists():
         return None
     try:
-        blob = path.read_bytes()
+        blob = read_bytes(path)
         if hashlib.sha256(blob[32:]).digest() != blob[:32]:
             raise ValueError("it does not match its checksum")
         return torch.load(io.BytesIO(blob[32:]), map_location="cpu", weights_only=True)
+    except OSError as e:
+        if not isinstance(e, _NO_FILE):
+            raise
+        quarantine(path, f"{path.parent.name}: damaged checkpoint: {e}")
+        return None
     except Exception as e:  # what torch raises for files that are not its own has no common type
         why = str(e).partition("\n")[0]
         quarantine(path, f"{path.parent.name}: damaged checkpoint: {why}")
@@ -300,21 +317,49 @@ def _meta_sha256(meta: dict) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
+RECORD_FIELDS = ("id", "run", "result", "history", "code", "created", "seconds", "environment")
+RECORD_PARTS = ("weights.pt", "history.npz", "test_logits.npz")
+_NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+PASSING = {errno.EIO, errno.ESTALE, errno.EACCES, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT}
+
+
+def read_bytes(path: Path, pauses: tuple[float, ...] = (0.05, 0.5)) -> bytes:
+    """The content of a file; a file system that fails now and then is asked again.
+
+    OSError where it goes on failing: that is no damage, and nothing is set aside for it.
+    """
+    for pause in pauses:
+        try:
+            return path.read_bytes()
+        except OSError as e:
+            if e.errno not in PASSING:
+                raise
+            time.sleep(pause)
+    return path.read_bytes()
+
+
 def read(path: Path) -> Record:
-    """The record in a folder; ValueError, in one line, if anything in it is damaged."""
+    """The record in a folder; ValueError, in one line, if anything in it is damaged or missing;
+    OSError where it cannot be read at present."""
     try:
-        meta = json.loads((path / "record.json").read_bytes())
+        meta = json.loads(read_bytes(path / "record.json"))
         if not isinstance(meta, dict) or meta.pop("sha256", None) != _meta_sha256(meta):
             raise ValueError("record.json does not match its checksum")
         if meta["format"] != FORMAT or meta["id"] != path.name:
             raise ValueError(f"format {meta['format']} and id {meta['id']} do not belong here")
+        lacking = [name for name in RECORD_FIELDS if name not in meta]
+        lacking += [name for name in RECORD_PARTS if name not in meta["files"]]
+        if lacking or not isinstance(meta["created"], int | float):
+            raise ValueError(f"record.json lacks {', '.join(lacking) or 'a time'}")
         for name, want in meta["files"].items():
-            if hashlib.sha256((path / name).read_bytes()).hexdigest() != want:
+            if hashlib.sha256(read_bytes(path / name)).hexdigest() != want:
                 raise ValueError(f"{name} does not match its checksum")
         record = Record(path, meta)
         record.run  # noqa: B018  fields of another version are damage too
         return record
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except _NO_FILE as e:
+        raise ValueError(f"{path.name}: damaged record: {e}") from e
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ValueError(f"{path.name}: damaged record: {e}") from e
 
 
@@ -355,6 +400,8 @@ def records() -> tuple[list[Record], list[Path], list[Path]]:
                 under_way.append(path)
         except ValueError:
             damaged.append(path)
+        except OSError as e:  # passing, perhaps: it is not damaged
+            say(f"{path.name} cannot be read at present: {e}")
     return sorted(done, key=lambda r: r.meta["created"]), under_way, damaged
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..callbacks import NotFinite
-from . import store
+from . import fingerprint, store
 from .callbacks import Interrupted, stoppable
 from .plans import Plan, Run, plan, run_from
 from .runs import check_fit, get
@@ -209,23 +209,31 @@ def work() -> None:
 
 @cache
 def load_module(file: str | None) -> None:
-    """Import a Python file once, so that the methods and networks in it are registered.
+    """Import a Python file once, so that the methods and networks in it are registered; it may
+    import the files beside it.
 
     ValueError, in one line, where it is missing or fails.
     """
     if not file:
         return
-    path = Path(file)
+    path = Path(file).expanduser().absolute()
     if path.suffix != ".py" or not path.is_file():
         raise ValueError(f"module {file!r}: there is no such Python file")
     spec = importlib.util.spec_from_file_location(f"learner_{path.stem}", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as e:
-        at = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
-        line = at[-1] if at else getattr(e, "lineno", "?")
+    except (Exception, SystemExit) as e:
+        lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
+        line = lines[-1] if lines else getattr(e, "lineno", "?")
         raise ValueError(f"{file}, line {line}: {type(e).__name__}: {e}") from e
+
+
+def own_names(run: Plan) -> list[str]:
+    """What of a run, or of its teachers, is a learner's and not the package's."""
+    own = fingerprint.own_code(run.run)
+    return own + own_names(run.teacher) if run.teacher else own
 
 
 def sweep(
@@ -238,5 +246,12 @@ def sweep(
     that does not fit its networks and data.
     """
     plans = [plan(run) for run in runs]
+    for run in plans if module is None else ():
+        if own := own_names(run):
+            raise ValueError(
+                f"{run.title}: {', '.join(own)} is defined in this session, which worker processes "
+                "do not see: put it into a file and name that as module, or train here, one run "
+                "after another, with lab.all"
+            )
     check_fit(plans)
     return run_jobs(missing(plans), workers, module)

@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,10 +29,15 @@ class Lab:
         """The run of this lab with fields changed: `lab.run(method="kd", T=2.0)`."""
         return self.base.replace(**fields)
 
-    def get(self, fresh: bool = False, **fields) -> Record:
-        """One finished run; `seed` is the lab's first if not given."""
+    def get(self, fresh: bool = False, on_epoch: Callable | None = None, **fields) -> Record:
+        """One finished run; `seed` is the lab's first if not given.
+
+        on_epoch: called with the engine's state after each epoch, in place of a live picture.
+        """
         run = plan(self.run(**{"seed": self.seeds[0], **fields}))
-        return runs.get(run, fresh, None if store.quiet() else _LivePicture(run))
+        if on_epoch is None and not store.quiet():
+            on_epoch = _LivePicture(run)
+        return runs.get(run, fresh, on_epoch)
 
     def all(self, **fields) -> list[Record]:
         """The finished runs of all the lab's seeds."""
@@ -51,7 +57,10 @@ class Lab:
         wanted = figures.get_figure(name).runs
         records = [record for fields in wanted for record in self.all(**fields)]
         table, fig, (alt, *findings) = figures.make(name, records)
-        figures.save(fig, name, alt, table)
+        try:
+            figures.save(fig, name, alt, table)
+        except OSError as e:  # as in a class folder that is read-only
+            warnings.warn(f"the figure is shown and not saved: {e}", stacklevel=2)
         display(HTML(figures.html(fig, alt)))
         display(HTML(f"<p>{alt}</p>" + "".join(f"<p>→ {line}</p>" for line in findings)))
         return table
@@ -123,7 +132,10 @@ def predict(question: str, guess: float, unit: str = "points") -> Guess:
     except (OSError, ValueError):
         kept = {}
     kept[question] = {"guess": float(guess), "unit": unit, "time": round(time.time())}
-    store.write(path, json.dumps(kept, indent=1).encode())
+    try:
+        store.write(path, json.dumps(kept, indent=1).encode())
+    except OSError as e:  # as in a class folder that is read-only
+        warnings.warn(f"your guess is kept for this session alone: {e}", stacklevel=2)
     return Guess(question, float(guess), unit)
 
 

@@ -23,12 +23,12 @@ from traitlets import TraitError, validate
 from .. import metrics
 from ..fields import Field, fields
 from ..methods import list_methods, method_class
-from . import figures, fingerprint, store
+from . import figures, store
 from .figures import tables
 from .papers import runs
 from .plans import Plan, control, plan
 from .store import Record
-from .sweep import SINGLE_THREAD, events, start_worker
+from .sweep import SINGLE_THREAD, events, own_names, start_worker
 from .teach import Lab
 
 WIDE = {"description_width": "110px"}
@@ -352,12 +352,12 @@ class Trainer:
         """The run that the button would train, unless it is there or another one is training."""
         if self.worker is None:
             begun = (store.folder(run) / "checkpoint.pt").exists()
-            elsewhere = fingerprint.is_builtin(type(run.method))
-            self.run, self.go.disabled = run, finished or not elsewhere
+            own = own_names(run)
+            self.run, self.go.disabled = run, finished or bool(own)
             self.go.description = "Resume" if begun else "Train"
-            if not elsewhere:
+            if own:
                 self.note.value = (
-                    f"{html.escape(run.method.title)} is defined in this notebook, which a worker "
+                    f"{html.escape(', '.join(own))} is defined in this notebook, which a worker "
                     "process does not see: train it with lab.get"
                 )
 

@@ -69,20 +69,20 @@ def value(row, group: list[Record]) -> float | None:
     r = group[0].result
     if row.metric not in ("top1", "top1_error", "top5"):
         return r.get(row.metric)
-    kind = "top5" if row.metric == "top5" else "top1"
+    metric = "top5" if row.metric == "top5" else "top1"
     if len(group) > 1:
         z = np.stack([g.test_logits["students"][0] for g in group])  # (n, N, K)
-        at = 100 * float(metrics.top(metrics.ensemble(z), group[0].labels))
+        number = 100 * float(metrics.top(metrics.ensemble(z), group[0].labels))
     elif row.statistic == "ensemble":
-        at = r["ensemble"]
+        number = r["ensemble"]
     elif row.statistic == "mean of students":
-        at = float(np.mean(r[kind]))
+        number = float(np.mean(r[metric]))
     elif row.statistic.startswith("sorted student"):
         order = np.argsort(-np.array(r["top1"]), kind="stable")
-        at = r[kind][order[int(row.statistic.split()[-1]) - 1]]
+        number = r[metric][order[int(row.statistic.split()[-1]) - 1]]
     else:  # student, leader, teacher
-        at = r[kind][r["deployed"]]
-    return 100 - at if row.metric == "top1_error" else at
+        number = r[metric][r["deployed"]]
+    return 100 - number if row.metric == "top1_error" else number
 
 
 def stored() -> dict[str, dict[int, Record]]:
@@ -112,8 +112,9 @@ def compare(which: str | None = None, **changes) -> list[dict[str, Any]]:
 
     changes: fields of another recipe than the paper's, which its runs must have been trained with.
     Returns dicts with paper, table, row, column, dataset, networks, metric, statistic, published,
-    published_std, ours, ours_std (n-1), n (values behind `ours`), run (ids of the records behind
-    it) and note; None where there is nothing. Only finished runs of exactly this recipe count.
+    published_std, ours, ours_std (n-1), n (values behind `ours`), records (how many are behind it),
+    run (their ids; where there is none, that of the first run that would be) and note; None where
+    there is nothing. Only finished runs of exactly this recipe count.
     """
     found, compared = stored(), []
     for row in cells(which).itertuples():
@@ -141,10 +142,11 @@ def compare(which: str | None = None, **changes) -> list[dict[str, Any]]:
             "ours": mean,
             "ours_std": std,
             "n": n,
-            "run": " ".join(r.id for r in records),
+            "records": len(records),
+            "run": " ".join(r.id for r in records) or plan(recipe(row, **changes)).id,
             "note": "; ".join(filter(None, notes)),
         }
-        compared.append({k: None if v != v or k == "run" and not v else v for k, v in cell.items()})
+        compared.append({k: None if v != v else v for k, v in cell.items()})
     return compared
 
 
@@ -157,7 +159,7 @@ def number_text(cell: dict, name: str) -> str:
     """ "28.76 (0.08)", "" where nothing is printed and "not run" where nothing is trained."""
     v, std, digits = cell[name], cell[f"{name}_std"], 2 if cell["metric"].startswith("top") else 3
     if v is None:
-        return "" if name == "published" else "a picture" if cell["run"] else "not run"
+        return "" if name == "published" else "a picture" if cell["records"] else "not run"
     return f"{v:.{digits}f}" + (f" ({std:.{digits}f})" if std is not None else "")
 
 
@@ -167,7 +169,7 @@ def table_rows(compared: list[dict]) -> tuple[list[tuple[str, ...]], list[str]]:
     rows, notes = [], {}
     for c in compared:
         gap = "" if None in (c["ours"], c["published"]) else f"{c['ours'] - c['published']:+.2f}"
-        its = [
+        note_numbers = [
             str(notes.setdefault(note, len(notes) + 1))
             for note in c["note"].split("; ")
             if note and not note.startswith(CHANGED)
@@ -182,7 +184,7 @@ def table_rows(compared: list[dict]) -> tuple[list[tuple[str, ...]], list[str]]:
                 number_text(c, "ours"),
                 gap,
                 str(c["n"] or ""),
-                " ".join(its),
+                " ".join(note_numbers),
             )
         )
     return rows, list(notes)
