@@ -1,5 +1,7 @@
 # make figures   run every notebook on the built-in data and draw the figures (SEEDS=3: figures/)
+# make quick     the tests that take a moment
 # make test      the tests, nbval on the first notebooks, the notebooks in a real browser
+# make slow      what make test leaves out: every network and method at its real size
 # make ui        the latter alone
 # make lab       JupyterLab on the notebooks
 # make clean     forget .venv and what tools left; runs and figures stay
@@ -25,15 +27,22 @@ NBVAL = -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout
 # This checkout's kdkit, in notebooks' kernels as well, whatever the environment holds.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: figures test ui lab clean ready
+.PHONY: figures quick test slow ui lab clean ready
 
 figures: ready
 	$(FIGURES) $(PY) -m kdkit figures $(if $(SEEDS),--seeds $(SEEDS))
 
+quick: ready
+	@$(SHARED) && $(PY) -m pytest tests -n 2 --dist loadfile -m "not slow and not long"
+
+slow: ready
+	@$(SHARED) && $(PY) -m pytest tests -n 2 --dist loadfile -m slow
+
 # One store for all, so that each smoke run is trained once. Two workers, also where there are more
 # cores: the networks of real size take up to 6 GB each.
 test: ready
-	@$(SHARED) && $(PY) -m pytest tests -n 2 --dist loadfile && \
+	@$(SHARED) && $(PY) -m ruff format --check . && $(PY) -m ruff check . && \
+	  $(PY) -m pytest tests -n 2 --dist loadfile -m "not slow" && \
 	  $(SMOKE) KDKIT_RUNS="$$KDKIT_TEST_FOLDER/runs" KDKIT_FIGURES="$$KDKIT_TEST_FOLDER/figures" \
 	  $(PY) -m pytest $(NBVAL) notebooks/0[0-2]_*.ipynb && \
 	  $(MAKE) --no-print-directory ui

@@ -24,6 +24,18 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
 
 
+LONG = Path(__file__).with_name("long.txt")
+
+
+def pytest_collection_modifyitems(items):
+    """Cases of more than a moment, which `make quick` leaves out; `tests/measure.py` lists them.
+    Those that wait for all notebooks are long as well, whichever of them comes first."""
+    long = set(LONG.read_text().splitlines())
+    for item in items:
+        if item.nodeid.removeprefix("tests/") in long or "walked" in item.fixturenames:
+            item.add_marker("long")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def apart(tmp_path_factory):
     """A store and a folder of figures of this session's own, for child processes as well; in

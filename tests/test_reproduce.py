@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from functools import cache
 from types import SimpleNamespace
 
@@ -11,11 +12,11 @@ import torch
 
 from kdkit import metrics, models, train
 from kdkit.data import Data
-from kdkit.device import private_state
+from kdkit.device import number_of_threads
 from kdkit.recipe import learning_rate
 from kdkit.study import files, project, store, sweep
 from kdkit.study.papers import cells
-from kdkit.study.papers.runs import runs_of, value
+from kdkit.study.papers.runs import recipe, runs_of, value
 from kdkit.study.plans import Run, build_students, plan, run_from
 from kdkit.study.runs import get
 from kdkit.study.sources import SETS
@@ -40,6 +41,26 @@ def distinct():
 
 
 CASES = distinct()
+
+
+def sample():
+    """A tenth of the cases, always the same: one at least of each method and family of networks;
+    the others are slow."""
+    chosen, seen = set(), set()
+    for number, (name, planned) in enumerate(CASES.items()):
+        families = re.findall(r"[a-z]+", planned.run.student)
+        facts = {planned.run.method, *families, planned.run.data}
+        if number % 60 == 0 or not facts <= seen:
+            chosen.add(name)
+            seen |= facts
+    return chosen
+
+
+SAMPLE = sample()
+WHOLE = [
+    pytest.param(planned, id=name, marks=() if name in SAMPLE else pytest.mark.slow)
+    for name, planned in CASES.items()
+]
 
 
 class Virtual(Data):
@@ -94,7 +115,12 @@ def random_net(run):
     return net.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("planned", CASES.values(), ids=CASES)
+def test_the_sample_is_a_tenth():
+    assert 0.09 * len(CASES) <= len(SAMPLE) <= 0.13 * len(CASES)
+    assert {p.run.method for p in CASES.values()} == {CASES[n].run.method for n in SAMPLE}
+
+
+@pytest.mark.parametrize("planned", WHOLE)
 def test_each_run_trains(planned, monkeypatch):
     """On virtual data, with a random teacher: two steps (a stage before: one more) where ramp-ups
     and warm-ups are at their end: finite terms, a gradient for each parameter, none for the
@@ -112,7 +138,7 @@ def test_each_run_trains(planned, monkeypatch):
             Run(method=its.method, params=its.params, student=its.student, data=its.data)
         )
         before = {k: v.clone() for k, v in teacher.state_dict().items()}
-    with private_state(1):
+    with number_of_threads(1):
         torch.manual_seed(0)
         students = quick(build_students(planned, data.shape, data.classes))
         method = copy.deepcopy(planned.method)
@@ -339,7 +365,7 @@ def test_ensembles_diversity_and_correlation():
 
 KEYS = (
     "paper table row column dataset networks metric statistic published published_std ours "
-    "ours_std n run note"
+    "ours_std n records run note"
 ).split()
 LITTLE = [
     "--set",
@@ -374,7 +400,8 @@ def test_without_runs_every_cell_says_so(runs, call):
     frame = cells()
     for cell, row in zip(told, frame.itertuples(), strict=True):
         assert list(cell) == KEYS and cell["note"] == row.note
-        assert (cell["ours"], cell["ours_std"], cell["n"], cell["run"]) == (None, None, 0, None)
+        assert (cell["ours"], cell["ours_std"], cell["n"], cell["records"]) == (None, None, 0, 0)
+        assert cell["run"] == plan(recipe(row)).id  # the run that would be
         assert cell["published"] == (None if np.isnan(row.published) else row.published)
     for paper, table in frame[["paper", "table"]].drop_duplicates().itertuples(index=False):
         code, out, err = call("table", f"{paper}:{table}")
@@ -482,13 +509,13 @@ def test_reproduce_fills_its_cells_and_no_others(runs, quick_sweep, call):
     teacher = told["Teacher", column]
     assert teacher["run"] == group.meta["teacher"]
     assert teacher["ours"] == group.result["teacher_top1"]
-    done = {k for k, cell in told.items() if cell["run"]}
+    done = {k for k, cell in told.items() if cell["records"]}
     assert done == {("Teacher", column), *((f"DCKD Net{k}", column) for k in (1, 2, 3))}
     line = next(x for x in out.splitlines() if x.startswith("DCKD Net1"))
     cell = told["DCKD Net1", column]
     assert f"{cell['ours']:.2f}" in line and f"{cell['ours'] - cell['published']:+.2f}" in line
 
-    assert all(c["run"] is None for c in json.loads(call("table", "dckd:2", "--json")[1]))
+    assert all(c["records"] == 0 for c in json.loads(call("table", "dckd:2", "--json")[1]))
     code, out, _ = call("reproduce", which, *LITTLE)
     assert code == 0 and "to train" not in out and "stored" in out
 
