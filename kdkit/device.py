@@ -28,10 +28,7 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         why = str(e).partition("\n")[0]
         raise ValueError(f"device {str(name)!r}: not on this machine ({why})") from None
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-    elif device.type == "cpu":
+    if device.type == "cpu":
         keep_memory()
     return device
 
@@ -122,13 +119,23 @@ class _Shared:
     changed = threading.Condition()
     inside: list[int] = []  # identifiers of their threads
     in_force = before = 0
+    flags: tuple[bool, ...] = ()  # of CUDA, as they were before
+
+
+def set_flags(tf32: bool, cudnn_tf32: bool, benchmark: bool) -> tuple[bool, ...]:
+    """Set what decides how CUDA computes; returns what was set before. Elsewhere nothing acts."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = tf32, cudnn_tf32, benchmark
+    return before
 
 
 @contextmanager
 def number_of_threads(threads: int) -> Iterator[None]:
     """This number of threads (0: the process's own) for all fits inside; put back by the last.
 
-    One that needs another number waits until the others are done.
+    So are the flags that let CUDA compute in TF32 and time its convolutions. A fit that needs
+    another number waits until the others are done.
     """
     me, shared = threading.get_ident(), _Shared
     with shared.changed:
@@ -142,6 +149,7 @@ def number_of_threads(threads: int) -> Iterator[None]:
         shared.changed.wait_for(lambda: not shared.inside or wanted == shared.in_force)
         if not shared.inside:
             shared.in_force, shared.before = wanted, torch.get_num_threads()
+            shared.flags = set_flags(True, True, True)
         shared.inside.append(me)
     mine = torch.get_num_threads()  # OpenMP has a number for each thread of the process
     torch.set_num_threads(wanted)
@@ -151,6 +159,8 @@ def number_of_threads(threads: int) -> Iterator[None]:
         with shared.changed:
             shared.inside.remove(me)
             torch.set_num_threads(mine if shared.inside else shared.before)
+            if not shared.inside:
+                set_flags(*shared.flags)
             shared.changed.notify_all()
 
 

@@ -147,3 +147,30 @@ def test_the_runner_fails_what_papermill_lets_pass(cells, says, tmp_path):
 def test_the_runner_refuses_an_unknown_parameter(tmp_path):
     with pytest.raises(ValueError, match="unknown parameter of trap.ipynb 'AA': did you mean A"):
         notebooks.run_notebook(made(tmp_path), tmp_path / "copy.ipynb", {"AA": 1})
+
+
+def test_a_kernel_that_does_nothing_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "STALLED", 4)
+    path = made(tmp_path, "import time\ntime.sleep(500)")
+    with pytest.raises(RuntimeError, match="trap.ipynb: its kernel died, or did nothing"):
+        notebooks.run_notebook(path, tmp_path / "copy.ipynb")
+
+
+def doubled(path, folder):
+    """The notebook with each of its cells twice in a row, as somebody runs them who tries again."""
+    nb = nbformat.read(path, as_version=4)
+    cells = []
+    for cell in nb.cells:
+        cells.append(cell)
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
+            cells.append(nbformat.v4.new_code_cell(cell.source))
+    nb.cells = cells
+    nbformat.write(nb, folder / path.name)
+    return folder / path.name
+
+
+@pytest.mark.parametrize("path", WALK, ids=TITLES)
+def test_every_cell_may_be_run_twice(path, walked, tmp_path, monkeypatch):
+    monkeypatch.setenv("KDKIT_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    notebooks.run_notebook(doubled(path, tmp_path), tmp_path / "copy.ipynb")

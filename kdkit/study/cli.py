@@ -472,6 +472,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args, extra = parser.parse_known_intermixed_args(argv[1:])
     for word in extra:
         if word.startswith("-"):
+            name = word.partition("=")[0].lstrip("-").replace("-", "_")
+            if name in fields(Run):
+                raise ValueError(f"{argv[0]} does not take {word}: write --set {name}=VALUE")
             choose(word.partition("=")[0], parser._option_string_actions, f"{argv[0]} option")
         raise ValueError(f"{argv[0]} does not take {word!r}")
     return args

@@ -2,8 +2,13 @@
 
 import os
 import tempfile
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
+from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 
 from ..fields import choose
@@ -73,16 +78,36 @@ def figures(
     )
 
 
+STALLED = 600  # seconds without any work after which a kernel whose answer is awaited is ended
+
+
+def kill_if_stalled(folder: str, done: threading.Event) -> None:
+    """End this process's kernel that has `folder` in its command, when it and its children have not
+    worked for a while: a message that is lost on the way would be awaited for ever."""
+    worked, since = 0.0, time.monotonic()
+    while not done.wait(2):
+        for kernel in psutil.Process().children():
+            with suppress(psutil.Error):  # it may end at any moment
+                if folder not in " ".join(kernel.cmdline()):
+                    continue
+                processes = [kernel, *kernel.children(recursive=True)]
+                now = sum(sum(p.cpu_times()[:2]) for p in processes)
+                if now - worked > 0.001 * STALLED:
+                    worked, since = now, time.monotonic()
+                elif time.monotonic() - since > STALLED:
+                    kernel.kill()
+
+
 def run_notebook(src: Path | str, dst: Path | str, params: dict | None = None) -> None:
     """Execute the notebook `src` with papermill, strictly; the executed copy goes to `dst`.
 
     Errors: ValueError for parameters that the notebook has not; RuntimeError, in one line, for an
-    error in a cell and for those that papermill lets pass, in Output widgets and in threads.
+    error in a cell and for those that papermill lets pass, in Output widgets and in threads. A
+    kernel that does nothing at all for ten minutes is ended, which is a RuntimeError too.
     """
     import papermill  # here: two seconds that only notebooks need
 
     src, dst = Path(src), Path(dst)
-
     known = papermill.inspect_notebook(str(src))
     for name in params or {}:
         choose(name, known, f"parameter of {src.name}")
@@ -91,6 +116,8 @@ def run_notebook(src: Path | str, dst: Path | str, params: dict | None = None) -
         # Kernels that start at once may pick the same free port, and then wait for ever.
         config = Config(KernelManager=sockets if os.name == "posix" else {})
         hook = HOOK.format(alone=SINGLE_THREAD, file=str(deaths))
+        done = threading.Event()
+        threading.Thread(target=kill_if_stalled, args=(folder, done), daemon=True).start()
         try:
             nb = papermill.execute_notebook(
                 str(src),
@@ -109,6 +136,10 @@ def run_notebook(src: Path | str, dst: Path | str, params: dict | None = None) -
             )
         except papermill.PapermillExecutionError as e:
             raise RuntimeError(f"{src.name}, In [{e.exec_count}]: {e.ename}: {e.evalue}") from e
+        except DeadKernelError as e:
+            raise RuntimeError(f"{src.name}: its kernel died, or did nothing and was ended") from e
+        finally:
+            done.set()
         problems = deaths.read_text().splitlines() if deaths.exists() else []
     states = nb.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {}).values()
     outputs = [o for state in states for o in state["state"].get("outputs", ())]
