@@ -4,8 +4,8 @@
     fitted = kd.fit(kd.DCKD(m=3), kd.models.Peers(nets), data, teacher=big)  # the engine: objects
     record = kd.lab("lesson").get(method="okddip", seed=0)  # the study kit: names
 
-The engine needs torch, numpy and tqdm. Names of the kit, those of `_KIT`, are imported when they
-are first used.
+The engine needs torch and numpy. Names of the kit, those of `_KIT`, are imported when they are
+first used.
 """
 
 from importlib import import_module

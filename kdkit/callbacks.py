@@ -1,6 +1,6 @@
 """What happens beside the mathematics of the loop: history and finiteness.
 
-A callback is an object with any of the four methods of `Callback`; `fit` calls them with its
+A callback subclasses `Callback` and overrides any of its methods; `fit` calls them with its
 `State`. What one keeps between steps stands in its `state_dict`, so that a checkpoint can hold it.
 """
 
@@ -15,7 +15,7 @@ from . import metrics
 
 
 class Callback:
-    """Base of all callbacks; each method may be left out."""
+    """Base of all callbacks; every method does nothing unless it is overridden."""
 
     def start(self, state) -> None:
         """Before the first step. Here a checkpoint is loaded: state.epoch and state.step change."""
@@ -24,7 +24,7 @@ class Callback:
         """After an optimiser step; state.step counts those of the epoch that are done."""
 
     def epoch(self, state) -> None:
-        """After an epoch; state.epoch is the one that ended, below 0 in a stage before."""
+        """After an epoch; state.epoch is the one that ended, below 0 in the pretraining stage."""
 
     def end(self, state) -> None:
         """At the end, also when an error ends it."""
@@ -87,7 +87,7 @@ class Finite(Callback):
 
 
 class History(Callback):
-    """A row an epoch (`rows`), and arrays an epoch (`arrays`: name -> list of arrays).
+    """One row per epoch (`rows`), and one array per epoch for each name in `arrays`.
 
     A row: epoch, lr, ramp, terms (unweighted means), train_top1 and probe_top1 (% of each student),
     probe_ensemble, diversity, seconds, and test_top1 where `full_tests` asks for it.
@@ -118,7 +118,7 @@ class History(Callback):
 
     def epoch(self, state) -> None:
         sums, self.sums = self.sums, {}
-        if state.epoch < 0:  # of the stage before no row is kept
+        if state.epoch < 0:  # no row is kept of the pretraining stage
             return
         means = {
             kind: {name: value.cpu() / state.step for name, value in values.items()}
@@ -168,5 +168,5 @@ def full_test_epochs(recipe) -> set[int]:
 
 
 def to_half(v: np.ndarray) -> np.ndarray:
-    """In half precision, or in single where half cannot hold it (an untrained batch norm's)."""
+    """In half precision, or in single where a value overflows it, as untrained networks' may."""
     return v.astype(np.float16 if np.abs(v).max() < np.finfo(np.float16).max else np.float32)

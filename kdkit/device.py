@@ -59,8 +59,7 @@ def keep_memory() -> None:
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Autocast to bf16; off for full precision."""
-    half = dtype == torch.bfloat16
-    return torch.autocast(device.type, torch.bfloat16, enabled=half)
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def to_float32(out: Out) -> Out:
@@ -74,7 +73,7 @@ def to_float32(out: Out) -> Out:
     return out._replace(logits=cast(out.logits), pooled=cast(out.pooled))
 
 
-def to_device(net: nn.Module, device: torch.device, dtype: torch.dtype, size: int) -> Callable:
+def forward_on(net: nn.Module, device: torch.device, dtype: torch.dtype, size: int) -> Callable:
     """`net` on the device, in the memory format that suits it for images of this size, their longer
     side; returns x -> net(x), which brings x to that format as well. float64 changes the network's
     own parameters."""
@@ -114,16 +113,16 @@ def fold_if_equal(net: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
 
 
 class _Shared:
-    """What only the process can hold, the number of threads, and the fits inside that need it."""
+    """What the whole process shares: the fits that are running and the settings to put back."""
 
     changed = threading.Condition()
-    inside: list[int] = []  # identifiers of their threads
+    running: list[int] = []  # identifiers of their threads
     in_force = before = 0
     flags: tuple[bool, ...] = ()  # of CUDA, as they were before
 
 
-def set_flags(tf32: bool, cudnn_tf32: bool, benchmark: bool) -> tuple[bool, ...]:
-    """Set what decides how CUDA computes; returns what was set before. Elsewhere nothing acts."""
+def set_cuda_flags(tf32: bool, cudnn_tf32: bool, benchmark: bool) -> tuple[bool, ...]:
+    """Set CUDA's TF32 and cuDNN's benchmark flags; returns the old ones. Without CUDA none acts."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = tf32, cudnn_tf32, benchmark
@@ -131,42 +130,41 @@ def set_flags(tf32: bool, cudnn_tf32: bool, benchmark: bool) -> tuple[bool, ...]
 
 
 @contextmanager
-def number_of_threads(threads: int) -> Iterator[None]:
-    """This number of threads (0: the process's own) for all fits inside; put back by the last.
+def use_threads(threads: int) -> Iterator[None]:
+    """Use this many CPU threads (0: as many as now), TF32 and cuDNN's benchmark while a fit runs.
 
-    So are the flags that let CUDA compute in TF32 and time its convolutions. A fit that needs
-    another number waits until the others are done.
+    The last fit to leave puts all back. One that needs another number of threads waits for that.
     """
     me, shared = threading.get_ident(), _Shared
     with shared.changed:
-        if not shared.inside:
+        if not shared.running:
             shared.before = torch.get_num_threads()
         wanted = threads or shared.before
-        if me in shared.inside and wanted != shared.in_force:
+        if me in shared.running and wanted != shared.in_force:
             raise ValueError(
                 f"threads={threads}: a fit inside another one has its {shared.in_force} threads"
             )
-        shared.changed.wait_for(lambda: not shared.inside or wanted == shared.in_force)
-        if not shared.inside:
+        shared.changed.wait_for(lambda: not shared.running or wanted == shared.in_force)
+        if not shared.running:
             shared.in_force, shared.before = wanted, torch.get_num_threads()
-            shared.flags = set_flags(True, True, True)
-        shared.inside.append(me)
+            shared.flags = set_cuda_flags(True, True, True)
+        shared.running.append(me)
     mine = torch.get_num_threads()  # OpenMP has a number for each thread of the process
     torch.set_num_threads(wanted)
     try:
         yield
     finally:
         with shared.changed:
-            shared.inside.remove(me)
-            torch.set_num_threads(mine if shared.inside else shared.before)
-            if not shared.inside:
-                set_flags(*shared.flags)
+            shared.running.remove(me)
+            torch.set_num_threads(mine if shared.running else shared.before)
+            if not shared.running:
+                set_cuda_flags(*shared.flags)
             shared.changed.notify_all()
 
 
 @contextmanager
 def plain_modes(device: torch.device) -> Iterator[None]:
-    """Gradients on, inference mode and autocast off, whatever is around."""
+    """Gradients on, inference mode and autocast off, whatever modes the caller has set."""
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -177,7 +175,7 @@ def plain_modes(device: torch.device) -> Iterator[None]:
 
 
 def processor(device: torch.device) -> str:
-    """What does the arithmetic, by its maker's name."""
+    """The model name of the GPU or CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name()
     return str(torch.cpu.get_capabilities().get("cpu_name") or platform.machine())

@@ -53,13 +53,13 @@ class Field:
             if callable(value):
                 return value
             return choose(value, self.options, self.name)
-        value = _typed(self.name, value, self.kind)
+        value = _convert(self.name, value, self.kind)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and not isinstance(number, bool):
-                self._within(number, value)
+                self._check_bounds(number, value)
         return value
 
-    def _within(self, number: float, value: Any) -> None:
+    def _check_bounds(self, number: float, value: Any) -> None:
         if self.low is not None and number < self.low:
             raise ValueError(f"{self.name}={value!r}: must be at least {self.low:g}")
         if self.high is not None and number > self.high:
@@ -70,7 +70,7 @@ class Field:
 def fields(cls: type) -> dict[str, Field]:
     """The annotated fields of a class and its parents, by name, in the order of definition.
 
-    Annotations as ClassVar are left out, and so are those of torch's own classes.
+    ClassVar annotations are left out, and so are those of `nn.Module`.
     """
     parents = [c for c in reversed(cls.__mro__) if not issubclass(nn.Module, c)]
     names = {name: None for c in parents for name in c.__dict__.get("__annotations__", {})}
@@ -95,20 +95,20 @@ def _field(name: str, annotation: Any, default: Any) -> Field:
     )
 
 
-def _typed(name: str, value: Any, kind: Any) -> Any:
+def _convert(name: str, value: Any, kind: Any) -> Any:
     if get_origin(kind) is Literal:
         return choose(value, get_args(kind), name)
     if get_origin(kind) is tuple:
         if isinstance(value, str):
             value = [v for v in value.strip("()[] ").split(",") if v.strip()]
         item = get_args(kind)[0]
-        return tuple(v if get_origin(item) else _typed(name, v, item) for v in value)
+        return tuple(v if get_origin(item) else _convert(name, v, item) for v in value)
     text = str(value).strip()
     try:
         if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if kind is int:
-            return _whole(text)
+            return _parse_int(text)
         if kind is float and math.isfinite(float(text)):
             return float(text)
         if kind is str:
@@ -118,7 +118,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     raise ValueError(f"{name}={value!r}: must be a {getattr(kind, '__name__', kind)}")
 
 
-def _whole(text: str) -> int:
+def _parse_int(text: str) -> int:
     """An exact whole number; "1e3" and "4.0" are whole, and exact up to 2**53."""
     try:
         return int(text)

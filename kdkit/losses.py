@@ -1,7 +1,7 @@
 """Losses as pure functions. z: logits, p: probabilities; a group's tensors lead with m.
 
-Every function takes (..., B, K) and averages over the batch B only: for a group (m, B, K) it
-returns one value for each student, shape (m,). Functions of feature maps give their own shapes.
+`ce`, `kl` and `kl_T` take (..., B, K) and average over the batch B only: for a group (m, B, K) they
+return one value for each student, shape (m,). The other functions say their own shapes.
 """
 
 import math

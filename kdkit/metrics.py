@@ -1,4 +1,4 @@
-"""Metrics: arrays in, numbers out. Accuracies are fractions of 1 here, percent in records.
+"""Metrics: arrays in, numbers out. `top` gives fractions of 1, `report` and METRICS percent.
 
 z: logits (..., N, K); a group's lead with m. Everything is computed in float64.
 """
@@ -55,8 +55,11 @@ def diversity(z: Array) -> float:
 
 
 def correlation_number(p: Array, threshold: float | None = None) -> Array:
-    """How many classes have a probability above 1/K, strictly (DCKD Eq. 15; the threshold was
-    lost from the text: 1/K is derived). p: (..., K) -> (...,) int64."""
+    """How many classes have a probability above 1/K, strictly. p: (..., K) -> (...,) int64.
+
+    DCKD Eq. 15, whose threshold the paper's text at hand lacks: 1/K, the uniform probability, is
+    our choice.
+    """
     p = np.asarray(p, np.float64)
     return (p > (1 / p.shape[-1] if threshold is None else threshold)).sum(-1)
 

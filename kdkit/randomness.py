@@ -1,8 +1,8 @@
-"""Every draw from a generator of one's own, whatever else draws, seeds or switches in the process.
+"""A run's random numbers come from its own generators, whatever other code in the process does.
 
 Layers and dropout draw from torch's global generator, which any thread may move. Inside `own_draws`
 their draws come from a generator that is seeded here, in this thread alone; the global one is
-neither read nor set. Tensors that are made without a type or place are float32 on the CPU there,
+neither read nor set. Tensors that are made without a dtype or device are float32 on the CPU there,
 whatever default another thread has set.
 """
 
@@ -16,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# What fills an empty tensor as an operator would that takes no generator.
+# For each operator that takes no generator: what fills an empty tensor from the same distribution.
 _FILLS = {
     "aten::rand": "uniform_",
     "aten::rand_like": "uniform_",
@@ -74,17 +74,18 @@ class _Draws(TorchDispatchMode):
             return torch.randperm(*args, **(kwargs | {"generator": generator}))
         if name in _FILLS:
             if name.endswith("_like"):
-                made, span = torch.empty_like(args[0], **kwargs), args[1:]
+                out, bounds = torch.empty_like(args[0], **kwargs), args[1:]
             else:
-                *span, size = args
-                made = torch.empty(size, **kwargs)
-            span = (0, *span) if len(span) == 1 else span  # of whole numbers: from, to
-            return getattr(made, _FILLS[name])(*span, generator=generator)
+                *bounds, size = args
+                out = torch.empty(size, **kwargs)
+            if len(bounds) == 1:  # of randint: the lower bound is 0 if it is not given
+                bounds = 0, *bounds
+            return getattr(out, _FILLS[name])(*bounds, generator=generator)
         raise ValueError(f"{name} draws from torch's global generator, which a run must not touch")
 
 
 class _Defaults(TorchFunctionMode):
-    """Tensors without a type or place are float32 on the CPU."""
+    """Tensors without a dtype or device are float32 on the CPU."""
 
     FLOATS = (
         torch.empty,
@@ -110,15 +111,15 @@ class _Defaults(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in self.FLOATS:
             kwargs["dtype"] = kwargs.get("dtype") or torch.float32
-        made_here = func in self.FLOATS or func in self.OTHERS
-        if made_here and kwargs.get("device") is None and not _has_tensor(args):
+        creates_tensor = func in self.FLOATS or func in self.OTHERS
+        if creates_tensor and kwargs.get("device") is None and not _has_array(args):
             kwargs["device"] = "cpu"
         result = func(*args, **kwargs)
-        untyped = func in self.OTHERS and kwargs.get("dtype") is None and not _has_tensor(args)
+        untyped = func in self.OTHERS and kwargs.get("dtype") is None and not _has_array(args)
         return result.float() if untyped and result.is_floating_point() else result
 
 
-def _has_tensor(args: tuple) -> bool:
+def _has_array(args: tuple) -> bool:
     return any(
         isinstance(argument, torch.Tensor) or hasattr(argument, "dtype") for argument in args
     )
@@ -142,7 +143,8 @@ _DRAWING = (
 
 
 def may_draw(module: nn.Module) -> bool:
-    """Can its forward pass draw? True for layers that do, and for all code of others."""
+    """Can its forward pass draw? True for torch's random layers, and for any module that is neither
+    kdkit's nor torch's."""
     return any(
         isinstance(part, _DRAWING) or not type(part).__module__.startswith(("kdkit.", "torch.nn."))
         for part in module.modules()

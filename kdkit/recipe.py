@@ -11,7 +11,7 @@ import torch
 
 from .fields import Field, choose, fields
 
-Share = Annotated[float, Field(1e-6, 1, unit="of the epochs")]
+Fraction = Annotated[float, Field(1e-6, 1, unit="of the epochs")]
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,16 @@ class Recipe:
     optimizer: Annotated[Literal["sgd", "adamw"] | Callable, "what takes the steps"] = "sgd"
     momentum: Annotated[float, Field(0, 1), "of SGD"] = 0.9
     nesterov: Annotated[bool, "Nesterov's form of SGD's momentum"] = True
-    weight_decay: Annotated[float, Field(0, 1e3), "weight of the squared norm of all weights"] = (
-        5e-4
-    )
+    weight_decay: Annotated[
+        float, Field(0, 1e3), "decay of all weights: L2 in sgd, decoupled in adamw"
+    ] = 5e-4
     schedule: Annotated[
         Literal["step", "sgdr", "constant"] | Callable, "how the learning rate changes"
     ] = "step"
     milestones: Annotated[
         tuple[float, ...], Field(1e-6, 1, unit="of the epochs"), "where step divides the rate by 10"
     ] = (0.5, 0.75)
-    T_0: Annotated[Share, "length of sgdr's first cycle"] = 1 / 7
+    T_0: Annotated[Fraction, "length of sgdr's first cycle"] = 1 / 7
     T_mult: Annotated[int, Field(1, 1000), "each cycle of sgdr is so many times longer"] = 2
     augment: Annotated[
         Literal["none", "flip", "crop", "crop_flip"] | Callable, "random changes of the images"

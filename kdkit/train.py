@@ -25,11 +25,11 @@ from .device import (
     choose_device,
     choose_precision,
     fold_if_equal,
-    number_of_threads,
+    forward_on,
     plain_modes,
     processor,
-    to_device,
     to_float32,
+    use_threads,
 )
 from .methods import Method, Probe, Step, term_weights
 from .models import Branches, Out, Peers, as_out
@@ -55,12 +55,12 @@ class State:
     optimizer: torch.optim.Optimizer
     class_weights: Tensor | None = None  # (K,)
     positions: Tensor | None = None  # of the images to train on; None: all
-    draws: bool = False  # may networks, method or teacher draw, and not only from `Step.generator`?
+    may_draw: bool = False  # may networks, method or teacher draw, not only from `Step.generator`?
     callbacks: list[Callback] = field(default_factory=list)
-    epoch: int = 0  # below 0 in the method's stage before
+    epoch: int = 0  # negative in the method's pretraining stage
     step: int = 0  # steps of the epoch that are done
     terms: dict[str, Tensor] = field(default_factory=dict)  # of the last step, unweighted
-    logits: Tensor | None = None  # (m, B, K) of the last step; None in the stage before
+    logits: Tensor | None = None  # (m, B, K) of the last step; None in the pretraining stage
     y: Tensor | None = None  # (B,) of the last step
 
     @property
@@ -81,7 +81,7 @@ class State:
     def test_logits(self, subset: Tensor | None = None) -> np.ndarray:
         """The students' logits for the test images, or those at `subset`: (m, N, K) float32.
 
-        Raises NotFinite if they are not.
+        Raises NotFinite if any logit is not finite.
         """
         batches = self.data.batches(False, EVAL_BATCH, "none", None, subset=subset)
         z = self.eval_logits(x for x, _, _ in batches).cpu().numpy()
@@ -92,7 +92,7 @@ class State:
     def eval_logits(self, batches: Iterable[Tensor]) -> Tensor:
         """The students' logits for batches of images, in eval mode: (m, N, K) float32."""
         self.students.eval()
-        with drawing(self.draws, self.seed, "test"):
+        with drawing(self.may_draw, self.seed, "test"):
             return eval_logits(self.forward, batches, self.device, self.dtype)
 
 
@@ -102,7 +102,7 @@ class Fitted:
 
     students: nn.Module  # the object that was given, trained, in eval mode
     result: dict  # of `metrics.report`: accuracies in percent, last epoch, all test images
-    history: list[dict]  # a row an epoch
+    history: list[dict]  # one row per epoch
     arrays: dict[str, np.ndarray]  # for each epoch: pair_distance, probe_logits, what was watched
     test_logits: np.ndarray  # (m, N, K) float32
     teacher_logits: np.ndarray | None  # (N, K) float32
@@ -148,7 +148,7 @@ def fit(
     if recipe is None:
         recipe = Recipe().replace(batch=max(1, min(Recipe.batch, len(data.y))))
     device = choose_device(device)
-    with number_of_threads(recipe.threads), plain_modes(device):
+    with use_threads(recipe.threads), plain_modes(device):
         state = prepare(method, students, data, teacher, recipe, seed, device)
         history = History()
         state.callbacks = [Finite(), history, *callbacks]
@@ -184,9 +184,9 @@ def fit(
     )
 
 
-def drawing(draws: bool, *keys) -> AbstractContextManager:
+def drawing(may_draw: bool, *keys) -> AbstractContextManager:
     """The draws of one purpose, from a generator of their own, where there may be any."""
-    return own_draws(seed_of(*keys)) if draws else nullcontext()
+    return own_draws(seed_of(*keys)) if may_draw else nullcontext()
 
 
 def call(state: State, what: str) -> None:
@@ -197,7 +197,7 @@ def call(state: State, what: str) -> None:
 
 
 def prepare(method, students, data, teacher, recipe, seed, device) -> State:
-    """What `assemble` gives, with the images to train on. ValueError where they fill no batch."""
+    """`assemble`, and the images to train on. ValueError where they fill no batch."""
     state = assemble(method, students, data, teacher, recipe, seed, device)
     state.positions = training_positions(method, state.data, recipe)
     return state
@@ -221,23 +221,23 @@ def assemble(method, students, data, teacher, recipe, seed, device) -> State:
     dtype, _ = choose_precision(recipe.precision, device)
     data = data.to(device)
     parts = [method, *(part for part in (students, teacher) if isinstance(part, nn.Module))]
-    draws = any(map(may_draw, parts)) or callable(teacher) and len(parts) < 3
-    if recipe.compile and draws:
+    uses_global_rng = any(map(may_draw, parts)) or callable(teacher) and len(parts) < 3
+    if recipe.compile and uses_global_rng:
         raise ValueError(
             "compile=True: what may draw in its forward pass, such as dropout or code that is not "
             "kdkit's, is not compiled, since its draws would not be the seed's"
         )
     if isinstance(students, Branches):
         students.at_split = method.at_split
-    students.eval()  # the probe changes no statistics
+    students.eval()  # so that the probe does not update batch norm's statistics
     net, size = torch.compile(students) if recipe.compile else students, max(data.shape[1:])
-    forward = to_device(net, device, dtype, size)
+    forward = forward_on(net, device, dtype, size)
     index = torch.arange(min(2, len(data.y)), dtype=torch.int64, device=device)
     x = data.batch(index, "none", torch.Generator())
-    with torch.no_grad(), drawing(draws, seed, "probe"):
+    with torch.no_grad(), drawing(uses_global_rng, seed, "probe"):
         try:
             who = "teacher"
-            run_teacher = freeze(teacher, method, data, recipe, device, dtype)
+            run_teacher = teacher_function(teacher, method, data, recipe, device, dtype)
             t = run_teacher(x, index) if run_teacher else None
             who = "student"
             s = to_float32(as_out(forward(x)))
@@ -256,7 +256,7 @@ def assemble(method, students, data, teacher, recipe, seed, device) -> State:
     state = State(
         method, students, data, run_teacher, recipe, seed, device, dtype, forward, optimizer
     )
-    state.draws = draws
+    state.may_draw = uses_global_rng
     state.epoch = -method.pretrain_epochs(recipe.epochs)
     if recipe.class_weights:
         if len(recipe.class_weights) != data.classes:
@@ -308,7 +308,7 @@ def check_outputs(method: Method, s: Out, t: Out | None, data) -> None:
             )
 
 
-def freeze(teacher, method, data, recipe, device, dtype) -> Callable | None:
+def teacher_function(teacher, method, data, recipe, device, dtype) -> Callable | None:
     """The teacher as (x, index) -> Out, in eval mode and without gradient.
 
     Where nothing but logits is asked for, batch norms are folded into convolutions; where images
@@ -320,7 +320,7 @@ def freeze(teacher, method, data, recipe, device, dtype) -> Callable | None:
     if isinstance(teacher, nn.Module):
         net = teacher.eval()
         net = fold_if_equal(net, data.shape) if logits_only else net
-        forward = to_device(net, device, dtype, max(data.shape[1:]))
+        forward = forward_on(net, device, dtype, max(data.shape[1:]))
     else:
         forward = None
 
@@ -376,7 +376,7 @@ def train_epoch(state: State) -> None:
 
 def forward_terms(state: State, x: Tensor, y: Tensor, index: Tensor) -> dict[str, Tensor]:
     """The method's unweighted terms for one batch."""
-    with drawing(state.draws, state.seed, "dropout", state.epoch, state.step):
+    with drawing(state.may_draw, state.seed, "dropout", state.epoch, state.step):
         return _terms(state, x, y, index)
 
 
@@ -384,15 +384,16 @@ def _terms(state: State, x: Tensor, y: Tensor, index: Tensor) -> dict[str, Tenso
     method, recipe = state.method, state.recipe
     seed = seed_of(state.seed, "step", state.epoch, state.step)
     t = state.teacher(x, index) if state.teacher else None
-    draws = torch.Generator().manual_seed(seed)
-    step = Step(index, state.epoch, recipe.epochs, draws, state.class_weights)
-    method.watch()  # what an earlier step watched is not this one's
+    generator = torch.Generator().manual_seed(seed)
+    step = Step(index, state.epoch, recipe.epochs, generator, state.class_weights)
+    method.watch()  # forgets what the last step watched
     if state.epoch < 0:
         state.logits = None
         return method.pretrain_terms(t, y, step)
     if method.views and recipe.augment != "none":  # an augmentation for each student
-        draws = [torch.Generator().manual_seed(seed_of(seed, k)) for k in range(1, method.peers())]
-        x = torch.stack([x, *(state.data.batch(index, recipe.augment, g) for g in draws)])
+        seeds = [seed_of(seed, k) for k in range(1, method.peers())]
+        own = [torch.Generator().manual_seed(s) for s in seeds]
+        x = torch.stack([x, *(state.data.batch(index, recipe.augment, g) for g in own)])
     with autocast(state.device, state.dtype):
         s = to_float32(as_out(state.forward(x)))
     z = s.logits.detach()
@@ -408,7 +409,7 @@ def refresh(state: State) -> None:
     }
     t = None
     if state.teacher:
-        with drawing(state.draws, state.seed, "held out", state.epoch):
+        with drawing(state.may_draw, state.seed, "held out", state.epoch):
             t = torch.cat([state.teacher(images, index).logits for index, images in x.items()])
     state.method.refresh(state.eval_logits(x.values()), data.y[held_out], t)
 
@@ -431,7 +432,7 @@ def evaluate(network: nn.Module, data: Data, device: str | torch.device = "auto"
     """
     device = choose_device(device)
     data, size = data.to(device), max(data.shape[1:])
-    forward = to_device(network.eval(), device, torch.float32, size)
+    forward = forward_on(network.eval(), device, torch.float32, size)
     batches = (x for x, _, _ in data.batches(False, EVAL_BATCH, "none", None))
     with plain_modes(device), drawing(may_draw(network), 0, "test"):
         z = eval_logits(forward, batches, device, torch.float32).cpu().numpy()
@@ -445,6 +446,6 @@ def teacher_test_logits(state: State, teacher) -> np.ndarray | None:
     if getattr(teacher, "test_logits", None) is not None:
         return teacher.test_logits
     batches = state.data.batches(False, EVAL_BATCH, "none", None)
-    with drawing(state.draws, state.seed, "test"):
+    with drawing(state.may_draw, state.seed, "test"):
         parts = [state.teacher(x, None).logits for x, _, _ in batches]
     return torch.cat(parts).float().cpu().numpy()

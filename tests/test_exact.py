@@ -102,7 +102,7 @@ def mischief(count=3):
         torch.set_rng_state(before[1])
 
 
-def test_24_fits_at_once_are_as_one_after_another(data):
+def test_24_concurrent_fits_equal_sequential_fits(data):
     numbers = [(n, seed) for seed in range(4) for n in range(len(list(cases())))]
     assert len(numbers) == 24
     alone = [weights(n, data, seed) for n, seed in numbers]
@@ -132,7 +132,7 @@ def test_24_fits_at_once_are_as_one_after_another(data):
     assert len(set(alone)) == 24  # of other seeds and methods
 
 
-def test_runs_at_once_are_as_one_after_another(tmp_path, monkeypatch):
+def test_concurrent_runs_equal_sequential_runs(tmp_path, monkeypatch):
     asked = [
         plans.preset("smoke", method=m, seed=s, n_train=100, batch=25, epochs=1)
         for m in ("kd", "fitnet", "okddip")
@@ -238,7 +238,7 @@ def test_the_number_of_threads_is_shared_and_put_back():
     before, order = torch.get_num_threads(), []
 
     def inside(name, threads, seconds):
-        with device.number_of_threads(threads):
+        with device.use_threads(threads):
             order.append((name, torch.get_num_threads()))
             time.sleep(seconds)
 
@@ -252,13 +252,13 @@ def test_the_number_of_threads_is_shared_and_put_back():
         thread.join()
     assert order == [("one", 1), ("too", 1), ("two", 2)]  # who needs another number has waited
     assert torch.get_num_threads() == before
-    with device.number_of_threads(1), device.number_of_threads(1):
+    with device.use_threads(1), device.use_threads(1):
         with pytest.raises(ValueError, match="a fit inside another one has its 1 threads"):
-            with device.number_of_threads(2):
+            with device.use_threads(2):
                 pass
-    with pytest.raises(KeyError), device.number_of_threads(2):
+    with pytest.raises(KeyError), device.use_threads(2):
         raise KeyError
-    assert torch.get_num_threads() == before and not device._Shared.inside
+    assert torch.get_num_threads() == before and not device._Shared.running
 
 
 def test_large_seeds_are_exact():

@@ -81,7 +81,7 @@ def test_nothing_is_initialised_again(data):
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
-def test_a_seed_is_a_result(data, teacher):
+def test_the_seed_alone_decides_the_result(data, teacher):
     def run(seed, kernel):
         torch.manual_seed(kernel)
         net = seeded(featured)

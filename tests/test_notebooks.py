@@ -150,7 +150,7 @@ def test_the_runner_refuses_an_unknown_parameter(tmp_path):
 
 
 def test_a_kernel_that_does_nothing_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(notebooks, "STALLED", 4)
+    monkeypatch.setattr(notebooks, "STALL_SECONDS", 4)
     path = made(tmp_path, "import time\ntime.sleep(500)")
     with pytest.raises(RuntimeError, match="trap.ipynb: its kernel died, or did nothing"):
         notebooks.run_notebook(path, tmp_path / "copy.ipynb")

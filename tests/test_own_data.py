@@ -533,7 +533,7 @@ def test_identity_of_folders(tmp_path, monkeypatch):
     assert sources.identity("imagenet", tmp_path) == (digest, how)
     stream = sources.load("imagenet", root=tmp_path, workers=0)
     before = stream.content_digest()
-    monkeypatch.setattr(files, "HASHED", 10)
+    monkeypatch.setattr(files, "MAX_HASHED_BYTES", 10)
     large = sources.identity("imagenet", tmp_path)
     assert large[1] == "names and sizes" and large[0] != digest
     path = tmp_path / "val" / "b" / "1.JPEG"
@@ -542,7 +542,7 @@ def test_identity_of_folders(tmp_path, monkeypatch):
     path.write_bytes(raw)
     os.utime(path, ns=(1, 1))
     assert sources.identity("imagenet", tmp_path) == large  # the contents do not count
-    monkeypatch.setattr(files, "HASHED", 10**9)
+    monkeypatch.setattr(files, "MAX_HASHED_BYTES", 10**9)
     assert sources.identity("imagenet", tmp_path)[0] not in (digest, large[0])
     again = sources.load("imagenet", root=tmp_path, workers=0)
     assert again.content_digest() != before == stream.content_digest()

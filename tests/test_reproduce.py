@@ -12,7 +12,7 @@ import torch
 
 from kdkit import metrics, models, train
 from kdkit.data import Data
-from kdkit.device import number_of_threads
+from kdkit.device import use_threads
 from kdkit.recipe import learning_rate
 from kdkit.study import files, project, store, sweep
 from kdkit.study.papers import cells
@@ -138,7 +138,7 @@ def test_each_run_trains(planned, monkeypatch):
             Run(method=its.method, params=its.params, student=its.student, data=its.data)
         )
         before = {k: v.clone() for k, v in teacher.state_dict().items()}
-    with number_of_threads(1):
+    with use_threads(1):
         torch.manual_seed(0)
         students = quick(build_students(planned, data.shape, data.classes))
         method = copy.deepcopy(planned.method)

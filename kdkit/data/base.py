@@ -16,7 +16,8 @@ from .checks import check_same, kind
 
 AUGMENT = ("none", "flip", "crop", "crop_flip")
 Step = tuple[Tensor, Tensor, Tensor]  # x (B, C, H, W) float32, y (B,) int64, index (B,) int64
-Plan = list[tuple[Tensor, Generator]]  # of each batch: positions (B,), what its draws come from
+# Of each batch: positions (B,) and what its draws come from.
+BatchPlan = list[tuple[Tensor, Generator]]
 Augment = str | Callable[[Tensor, Generator], Tensor]  # a name of AUGMENT, or a function
 
 
@@ -106,13 +107,13 @@ class Data:
         """With n_train training images, classes dealt out in turn and each class in its order.
 
         Always the same images, and a smaller choice is the beginning of a larger one. 0 keeps all
-        as they are. ValueError: fewer than one a class, or more than there are.
+        as they are. ValueError: fewer than one per class, or more than there are.
         """
         if n_train == 0:
             return self
         if not self.classes <= n_train <= len(self):
             raise ValueError(
-                f"n_train={n_train}: {self.name} allows {self.classes} (one a class) "
+                f"n_train={n_train}: {self.name} allows {self.classes} (one per class) "
                 f"to {len(self)}, or 0 for all"
             )
         order = interleave(self.y)[:n_train]
@@ -137,7 +138,7 @@ class Data:
         return scaled.sub_(mean).div_(std)
 
     def probe(self, n: int = 1000) -> Tensor:
-        """Sorted positions of n test images, n//K a class (the first of each), K classes.
+        """Sorted positions of n test images, n//K per class (the first of each), K classes.
 
         With more classes than images: one image of each of n classes spread over the K.
         """
@@ -217,7 +218,7 @@ class Data:
         plan = [(p, Generator().manual_seed(s)) for p, s in zip(parts, seeds, strict=True)]
         return self._read(train, plan[start:], augment)
 
-    def _read(self, train: bool, plan: Plan, augment: Augment) -> Iterator[Step]:
+    def _read(self, train: bool, plan: BatchPlan, augment: Augment) -> Iterator[Step]:
         """The batches of a plan."""
         x, y = (self.x, self.y) if train else (self.x_test, self.y_test)
         for images, (index, generator) in zip(self._loaded(x, plan), plan, strict=True):
@@ -225,6 +226,6 @@ class Data:
                 images = augmented(images, augment, generator)
             yield self.normalise(images), y[index], index
 
-    def _loaded(self, x: Any, plan: Plan) -> Iterator[Tensor]:
+    def _loaded(self, x: Any, plan: BatchPlan) -> Iterator[Tensor]:
         """The raw images of each batch of a plan, on the device of the labels."""
         return (x[index] for index, _ in plan)

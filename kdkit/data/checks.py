@@ -66,7 +66,7 @@ def as_names(given: Iterable[str] | None, y: Tensor, y_test: Tensor) -> tuple[st
     top = int(max(y.max(), y_test.max()))
     names = tuple(map(str, range(min(top + 1, 10**6)) if given is None else given))
     if isinstance(given, str) or len(set(names)) < len(names):
-        raise ValueError(f"names={given!r}: allowed are different names, one a class")
+        raise ValueError(f"names={given!r}: allowed are different names, one per class")
     if top >= len(names):
         raise ValueError(f"there is a label {top}, {len(names)} names allow 0 to {len(names) - 1}")
     return names

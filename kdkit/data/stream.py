@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..randomness import integers, own_draws
-from .base import Data, Plan
+from .base import BatchPlan, Data
 from .checks import as_images, as_labels, as_tensor, check_same, kind
 
 
@@ -114,7 +114,7 @@ class Stream(Data):
             else:
                 yield from map(items.still, range(len(items)))
 
-    def _loaded(self, x: Items, plan: Plan) -> Iterator[Tensor]:
+    def _loaded(self, x: Items, plan: BatchPlan) -> Iterator[Tensor]:
         loader = DataLoader(
             x,
             batch_sampler=visits([(index.cpu(), generator) for index, generator in plan]),
@@ -125,7 +125,7 @@ class Stream(Data):
         return (images.to(self.y.device, non_blocking=True) for images in loader)
 
 
-def visits(plan: Plan) -> Iterator[list]:
+def visits(plan: BatchPlan) -> Iterator[list]:
     """(position, seed) of the items of each batch, the seeds drawn from its generator."""
     for index, generator in plan:
         seeds = integers(2**62, index.shape, generator)

@@ -23,7 +23,7 @@ class Step(NamedTuple):
     """What a method may know of the step besides the batch."""
 
     index: Tensor | None = None  # (B,) positions of the images in the training set
-    epoch: int = 0  # from 0; negative in a stage before
+    epoch: int = 0  # from 0; negative in the pretraining stage
     epochs: int = 1
     generator: torch.Generator | None = None  # the run's own, on the CPU, seeded for this step
     class_weights: Tensor | None = None  # (K,)
@@ -146,7 +146,7 @@ class Method(nn.Module):
         return rampup(epoch, getattr(self, "rampup", 0.0) * epochs)
 
     def pretrain_epochs(self, epochs: int) -> int:
-        """Epochs of a stage before the run, which trains layers of the method's own."""
+        """Epochs of a pretraining stage, before the run, of layers of the method's own."""
         return 0
 
     def pretrain_rate(self, lr: float) -> float:

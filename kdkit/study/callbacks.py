@@ -27,12 +27,12 @@ def stoppable():
         yield stop  # signals reach the main thread alone
         return
 
-    def heard(number, frame):
+    def on_signal(number, frame):
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
 
-    before = {s: signal.signal(s, heard) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
@@ -40,15 +40,16 @@ def stoppable():
             signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set from Python
 
 
-def stopped_late(stop: threading.Event, title: str) -> None:
-    """Too late to stop this run, but not what would come after it."""
+def raise_if_stopped(stop: threading.Event, title: str) -> None:
+    """Raise Interrupted where a stop was asked for while the run was ending: it is stored, and what
+    would come after it does not start."""
     if stop.is_set():
         raise Interrupted(f"stopped; {title} had just finished and is stored")
 
 
 class Checkpoint(Callback):
-    """Saves all that a bit-equal continuation needs, whole, at most 1/60 of the time; goes on from
-    it; stops the run when `stop` is set."""
+    """Saves all that a bit-equal continuation needs, which takes at most 1/60 of the time; goes on
+    from what was saved; stops the run when `stop` is set."""
 
     def __init__(self, plan, stop: threading.Event):
         self.plan, self.stop = plan, stop
@@ -75,7 +76,7 @@ class Checkpoint(Callback):
             store.say("a checkpoint of other code or precision was found: training from the start")
         elif kept is not None:
             for name, part in self.parts(state).items():
-                part.load_state_dict(store.to_device(kept[name], state.device))
+                part.load_state_dict(store.tensors_to(kept[name], state.device))
             state.epoch = self.resumed_at = kept["epoch"]
             state.step = kept["step"]
             store.say(f"{self.plan.title}: going on from epoch {state.epoch}, step {state.step}")
@@ -102,7 +103,8 @@ class Checkpoint(Callback):
 
 
 class Progress(Callback):
-    """A bar of steps on standard error, with loss and probe accuracy of the last epoch."""
+    """A bar of steps on standard error, with the last epoch's sum of unweighted loss terms and its
+    mean probe accuracy."""
 
     def __init__(self, title: str = "", quiet: bool = False):
         self.title, self.quiet, self.bar = title, quiet, None
@@ -124,8 +126,8 @@ class Progress(Callback):
     def epoch(self, state) -> None:
         if state.history:
             row = state.history[-1]
-            loss, top1 = sum(row["terms"].values()), np.mean(row["probe_top1"])
-            self.bar.set_postfix(loss=f"{loss:.2f}", top1=f"{top1:.1f}")
+            terms, top1 = sum(row["terms"].values()), np.mean(row["probe_top1"])
+            self.bar.set_postfix(terms=f"{terms:.2f}", top1=f"{top1:.1f}")
 
     def end(self, state) -> None:
         if self.bar is not None:

@@ -102,7 +102,7 @@ def summary(record: Record, run: Plan, from_store: bool) -> dict:
 
 def cmd_train(args) -> int:
     """train one run, or find it in the store"""
-    with redirect_stdout(sys.stderr):  # a learner's module may print
+    with redirect_stdout(sys.stderr):  # a user's module may print
         sweep.load_module(args.module)
         run = run_of(args, args.method)
         from_store = not args.fresh and store.find(run) is not None
@@ -262,7 +262,7 @@ def cmd_runs(args) -> int:
 
 
 def known_label(record: Record) -> str:
-    """A run's label; its method's title where that, or its data, is a learner's not loaded now."""
+    """A run's label; its method's title where that, or its data, is a user's not loaded now."""
     try:
         return label(record.run)
     except ValueError:
@@ -401,7 +401,7 @@ def parsers() -> dict[str, Parser]:
         help="repetitions of each cell (default 1; the papers have 3)",
     )
     for name in ("sweep", "figures", "reproduce"):
-        made[name].add_argument("--workers", type=int, metavar="N", help="default: one a core")
+        made[name].add_argument("--workers", type=int, metavar="N", help="default: one per core")
     add = made["train"].add_argument
     add("method", metavar="METHOD", help="see `python -m kdkit list methods`")
     add("--seed", metavar="N", help="(default 0)")

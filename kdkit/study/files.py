@@ -31,7 +31,8 @@ IDX = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-HASHED = 10**9  # bytes in all up to which the contents of a folder's files are read for its digest
+# Up to so many bytes in all, the contents of a folder's files are read for its digest.
+MAX_HASHED_BYTES = 10**9
 
 
 class _Family(NamedTuple):
@@ -102,8 +103,9 @@ _GLOBALS = {  # every name a CIFAR file may hold, and what it gets instead of an
     "numpy.ndarray": lambda: None,
     "numpy.dtype": lambda *a: _Kind(*a),
     "numpy._core.multiarray._reconstruct": lambda *_: _Bytes(),
-    "numpy._core.numeric._frombuffer": lambda *a: _from_buffer(*a),  # protocol 5
-    "_codecs.encode": lambda text, code: text.encode({"latin1": "latin1"}[code]),  # 2, Python 3
+    "numpy._core.numeric._frombuffer": lambda *a: _from_buffer(*a),  # pickle protocol 5
+    # Bytes, as Python 3 writes them in pickle protocol 2.
+    "_codecs.encode": lambda text, code: text.encode({"latin1": "latin1"}[code]),
 }
 
 
@@ -179,7 +181,7 @@ def read_cifar(family: str, folder: Path, classes: int) -> tuple:
 def read_fashion(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x (N, 1, 28, 28) uint8, y (N,) int64 and the same of the test set, from four idx files.
 
-    Unpacked or gzipped, whose own checksum then finds damage. ValueError if a file is damaged.
+    The files may be gzipped; gzip's checksum then finds damage. ValueError if a file is damaged.
     """
     paths = [next(p for p in (folder / f"{f}.gz", folder / f) if p.exists()) for f in IDX]
     x, y, x_test, y_test = (torch.from_numpy(read_idx(p)) for p in paths)
@@ -250,8 +252,8 @@ def identity(family: str, folder: Path) -> tuple[str, str]:
     """(SHA-256, what it is of) for the images and labels of a family in its folder.
 
     "contents": names and unpacked contents of its files. "names and sizes": of those alone, where
-    a family is folders of images with more than HASHED bytes in all. Hidden files do not count.
-    ValueError: a file cannot be read whole.
+    a family is folders of images with more than MAX_HASHED_BYTES in all. Hidden files do not
+    count. ValueError: a file cannot be read whole.
     """
     found, in_folders = {}, False
     for name in FAMILIES[family].needed:
@@ -260,11 +262,11 @@ def identity(family: str, folder: Path) -> tuple[str, str]:
         if path.is_dir():
             in_folders = True
             del found[name]
-            for place, _, files in os.walk(path, followlinks=True):
-                paths = (Path(place, file) for file in files if not file.startswith("."))
+            for parent, _, names in os.walk(path, followlinks=True):
+                paths = (Path(parent, file) for file in names if not file.startswith("."))
                 found |= {p.relative_to(folder).as_posix(): p for p in paths}
     facts = {name: path.stat() for name, path in sorted(found.items())}
-    if in_folders and sum(fact.st_size for fact in facts.values()) > HASHED:
+    if in_folders and sum(fact.st_size for fact in facts.values()) > MAX_HASHED_BYTES:
         how, described = "names and sizes", [(name, fact.st_size) for name, fact in facts.items()]
     else:
         how, described = (

@@ -1,9 +1,9 @@
-"""What of a learner's own code and data goes into the id of a run, and what only into its record.
+"""What of a user's own code and data goes into the id of a run, and what only into its record.
 
-A *learner's* function or class lives outside this package, outside Python's library and outside
+A *user's* function or class lives outside this package, outside Python's library and outside
 installed packages: in a notebook or in a file of one's own. Its fingerprint is a hash of its code
 as Python compiled it, so that comments and docstrings do not count, and of everything of the
-learner's that it uses: helpers, constants, defaults, parents, and what these use in turn. What
+user's that it uses: helpers, constants, defaults, parents, and what these use in turn. What
 comes from elsewhere counts by its name, and an object also by what it holds. What a function only
 fills, as a list that it appends to, counts by its type. Not seen are: what is looked up by text
 (getattr, eval), environment variables, and files that are opened by another process.
@@ -44,8 +44,8 @@ def is_builtin(thing: Any) -> bool:
     return getattr(thing, "__module__", "").partition(".")[0] == PACKAGE
 
 
-def is_learners(module_name: str | None) -> bool:
-    """Is a module a learner's own, neither this package's nor an installed one?"""
+def is_user_module(module_name: str | None) -> bool:
+    """Is a module a user's own, neither this package's nor an installed one?"""
     name = module_name or ""
     if name.partition(".")[0] == PACKAGE:
         return False
@@ -62,22 +62,24 @@ def is_learners(module_name: str | None) -> bool:
 
 
 def fingerprint(thing: Any) -> str:
-    """Sixteen hexadecimal digits that stand for a learner's function or class and all it uses."""
+    """Sixteen hexadecimal digits that stand for a user's function or class and all it uses."""
     return hashlib.sha256(_describe(thing, {}).encode()).hexdigest()[:16]
 
 
 def class_digest(cls: type) -> str:
     """A hash of the code of a method's class and of its parents below `Method`; of everything it
-    uses where it is a learner's. It stands in the record."""
-    return _own_digest(cls) if is_builtin(cls) else fingerprint(cls)  # a helper may be new by now
+    uses where it is a user's. It stands in the record."""
+    if is_builtin(cls):
+        return _builtin_class_digest(cls)
+    return fingerprint(cls)  # not cached: a helper may have been redefined
 
 
 @functools.cache
-def _own_digest(cls: type) -> str:
-    own = [vars(c) for c in cls.__mro__[: cls.__mro__.index(Method)]]
+def _builtin_class_digest(cls: type) -> str:
+    members = [vars(c) for c in cls.__mro__[: cls.__mro__.index(Method)]]
     texts = [
         f"{name} {_code(value.__code__) if inspect.isfunction(value) else value!r}"
-        for values in own
+        for values in members
         for name, value in sorted(values.items())
         if inspect.isfunction(value) or isinstance(value, int | float | str | tuple | dict)
         if name not in _NOT_CODE
@@ -102,16 +104,16 @@ def _describe(thing: Any, found: dict[int, tuple]) -> str:
     for kinds, describe in _KINDS.items():
         if isinstance(thing, kinds):
             return describe(thing, inner)
-    if inspect.isfunction(thing) and is_learners(thing.__module__):
+    if inspect.isfunction(thing) and is_user_module(thing.__module__):
         return _describe_function(thing, inner)
-    if hasattr(thing, "__wrapped__") and is_learners(getattr(thing, "__module__", "")):
+    if hasattr(thing, "__wrapped__") and is_user_module(getattr(thing, "__module__", "")):
         return f"{type(thing).__qualname__} of {inner(thing.__wrapped__)}"  # as of lru_cache
-    if inspect.isclass(thing) and is_learners(thing.__module__):
+    if inspect.isclass(thing) and is_user_module(thing.__module__):
         skip = _NOT_CODE | ({"title"} if issubclass(thing, Method) else set())
         values = {k: v for k, v in sorted(vars(thing).items()) if k not in skip}
         parents = [c for c in thing.__bases__ if c is not object]
         return f"class({inner(values)}, {inner(parents)})"
-    if inspect.ismodule(thing) and is_learners(thing.__name__):
+    if inspect.ismodule(thing) and is_user_module(thing.__name__):
         return inner({k: v for k, v in vars(thing).items() if not k.startswith("__")})
     name = getattr(thing, "__qualname__", None) or getattr(thing, "__name__", None)
     if inspect.ismodule(thing) or inspect.isclass(thing) or inspect.isroutine(thing):
@@ -176,14 +178,14 @@ def _describe_function(function: Callable, inner: Callable) -> str:
     used = {}
     for name in sorted(names):
         value = steady(name, function.__globals__.get(name))
-        if inspect.ismodule(value) and is_learners(value.__name__):
+        if inspect.ismodule(value) and is_user_module(value.__name__):
             value = {a: getattr(value, a) for a in sorted(attributes) if hasattr(value, a)}
         used[name] = value
     for name in sorted(imported):  # inside the function: the whole module counts
         with suppress(ImportError, ValueError):
             package = function.__globals__.get("__package__") or None
             module = importlib.import_module(name, package)
-            used[f"import {name}"] = module if is_learners(module.__name__) else name
+            used[f"import {name}"] = module if is_user_module(module.__name__) else name
     cells = []
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # a cell that is not filled yet
@@ -246,12 +248,12 @@ def _constant(value: Any) -> str:
     return repr(value)
 
 
-# The data
+# What a run uses of the user's code and data
 
 
 def identity(run) -> dict[str, str]:
-    """What the id of a run needs beside its fields: fingerprints of a learner's method and
-    networks, and the identity of data that is not the package's own. Empty for the package's."""
+    """What the id of a run needs beside its fields: fingerprints of a user's method and
+    networks, and the digest of data that kdkit does not bring along."""
     cls, found = method_class(run.method), {}
     if not is_builtin(cls):
         found["method"] = fingerprint(cls)
@@ -262,8 +264,8 @@ def identity(run) -> dict[str, str]:
     return found
 
 
-def own_code(run) -> list[str]:
-    """What of a run is a learner's, in words: "method mine", "network tiny", "data set pets"."""
+def user_code(run) -> list[str]:
+    """What of a run is a user's, in words: "method mine", "network tiny", "data set pets"."""
     own = [f"method {run.method}"] if not is_builtin(method_class(run.method)) else []
     own += list(network_identity(run.student))
     if not is_builtin(datasets.loader_of(run.data)):
@@ -272,7 +274,7 @@ def own_code(run) -> list[str]:
 
 
 def network_identity(student: str) -> dict[str, str]:
-    """The fingerprints of a learner's networks among the names of a run's students."""
+    """The fingerprints of a user's networks among the names of a run's students."""
     found = {}
     for name in sorted({name.strip() for name in student.split(",")}):
         builder = models.builder_of(name)
@@ -282,7 +284,8 @@ def network_identity(student: str) -> dict[str, str]:
 
 
 def data_identity(name: str) -> tuple[str, str]:
-    """(digest of the data set `name`, what it was taken of); ("", ...) for the package's own.
+    """(digest of the data set `name`, what it was taken of); ("", "package") for a set that kdkit
+    brings along, ("", "missing") where its files are not here.
 
     Of a data set whose items are read as they are needed, which may draw, the code that makes it
     counts as well, and all that it holds.
@@ -292,19 +295,19 @@ def data_identity(name: str) -> tuple[str, str]:
             return sources.identity(name)
         except files.MissingData:  # a run may be described where its data is not
             return "", "missing"
-    kept = load_own(name)
-    return kept.digest, "contents and code" if kept.code else "contents"
+    kept = load_user_data(name)
+    return kept.digest, "contents and code" if kept.stream_digest else "contents"
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A learner's data set in memory, and what tells whether it is still what it was."""
+    """A user's data set in memory, and what tells whether it is still what it was."""
 
     data: datasets.Data
-    loader: str  # fingerprint of its function
+    loader_digest: str  # fingerprint of its function
     stamps: dict  # of the files it was read from
     digest: str
-    code: str  # what else counts, where items are read as they are needed
+    stream_digest: str  # what else counts, where items are read as they are needed
 
 
 _loaded: dict[str, _Loaded] = {}
@@ -360,21 +363,21 @@ def _paths_in(thing: Any, seen: set[int]) -> set[str]:
 
 
 def load_data(name: str) -> datasets.Data:
-    """The data set of that name; a learner's is the very object that its identity was taken of."""
+    """The data set of that name; a user's is the very object that its identity was taken of."""
     if is_builtin(datasets.loader_of(name)):
         return sources.load(name)
-    return load_own(name).data
+    return load_user_data(name).data
 
 
-def load_own(name: str) -> _Loaded:
-    """A learner's data set. It is kept in memory until its function, what that uses, or a file or
+def load_user_data(name: str) -> _Loaded:
+    """A user's data set. It is kept in memory until its function, what that uses, or a file or
     folder that was opened for it has changed.
 
     ValueError, in one line, where its function fails.
     """
     loader = datasets.loader_of(name)
-    code, kept = fingerprint(loader), _loaded.get(name)
-    if kept and kept.loader == code and kept.stamps == _stamps(kept.stamps):
+    loader_digest, kept = fingerprint(loader), _loaded.get(name)
+    if kept and kept.loader_digest == loader_digest and kept.stamps == _stamps(kept.stamps):
         return kept
     _watch_files()
     with _loading:
@@ -389,12 +392,12 @@ def load_own(name: str) -> _Loaded:
             raise ValueError(f"data set {name!r}: {type(e).__name__}: {e}") from e
         finally:
             _opened.remove(paths)
-        made = ""
+        stream_digest = ""
         if isinstance(data, datasets.Stream):
             sets = [data.x.source, data.x_test.source]
-            made = fingerprint([loader, *sets])
-            digest = hashlib.sha256(f"{digest} {made}".encode()).hexdigest()
+            stream_digest = fingerprint([loader, *sets])
+            digest = hashlib.sha256(f"{digest} {stream_digest}".encode()).hexdigest()
             paths |= _paths_in(sets, set())
         paths = {path for path in paths if not _is_code(path)}
-        _loaded[name] = _Loaded(data, code, _stamps(paths), digest, made)
+        _loaded[name] = _Loaded(data, loader_digest, _stamps(paths), digest, stream_digest)
     return _loaded[name]

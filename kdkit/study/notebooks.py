@@ -1,4 +1,4 @@
-"""The walk's notebooks: the strict papermill runner, and figures drawn from finished runs."""
+"""The numbered notebooks: the strict papermill runner, and figures drawn from finished runs."""
 
 import os
 import tempfile
@@ -16,11 +16,11 @@ from . import store
 from .figures import index
 from .project import home
 from .runs import get
-from .sweep import SINGLE_THREAD, Job, missing, run_jobs, sweep
+from .sweep import WORKER_ENV, Job, missing, run_jobs, sweep
 
-WIDGETS = "application/vnd.jupyter.widget-state+json"
+WIDGET_STATE_MIME = "application/vnd.jupyter.widget-state+json"
 # Runs in the kernel before the first cell: what a thread dies of is not lost with its cell.
-HOOK = (
+THREAD_HOOK = (
     "import os, threading as t; os.environ.update({alone!r}); "
     "t.excepthook = lambda a, old=t.excepthook: (old(a), open({file!r}, 'a').write("
     "f'{{a.thread.name}}: {{a.exc_type.__name__}}: {{a.exc_value}}\\n'))"
@@ -28,7 +28,7 @@ HOOK = (
 
 
 def notebooks() -> list[Path]:
-    """The walk's notebooks, in order. ValueError where kdkit is installed without them."""
+    """The numbered notebooks, in order. ValueError where kdkit is installed without them."""
     folder = home() / "notebooks"
     found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not found:
@@ -78,7 +78,7 @@ def figures(
     )
 
 
-STALLED = 600  # seconds without any work after which a kernel whose answer is awaited is ended
+STALL_SECONDS = 600  # without any work, after which a kernel whose answer is awaited is ended
 
 
 def kill_if_stalled(folder: str, done: threading.Event) -> None:
@@ -92,9 +92,9 @@ def kill_if_stalled(folder: str, done: threading.Event) -> None:
                     continue
                 processes = [kernel, *kernel.children(recursive=True)]
                 now = sum(sum(p.cpu_times()[:2]) for p in processes)
-                if now - worked > 0.001 * STALLED:
+                if now - worked > 0.001 * STALL_SECONDS:
                     worked, since = now, time.monotonic()
-                elif time.monotonic() - since > STALLED:
+                elif time.monotonic() - since > STALL_SECONDS:
                     kernel.kill()
 
 
@@ -115,7 +115,7 @@ def run_notebook(src: Path | str, dst: Path | str, params: dict | None = None) -
         deaths, sockets = Path(folder) / "threads", {"transport": "ipc", "ip": f"{folder}/kernel"}
         # Kernels that start at once may pick the same free port, and then wait for ever.
         config = Config(KernelManager=sockets if os.name == "posix" else {})
-        hook = HOOK.format(alone=SINGLE_THREAD, file=str(deaths))
+        hook = THREAD_HOOK.format(alone=WORKER_ENV, file=str(deaths))
         done = threading.Event()
         threading.Thread(target=kill_if_stalled, args=(folder, done), daemon=True).start()
         try:
@@ -141,7 +141,7 @@ def run_notebook(src: Path | str, dst: Path | str, params: dict | None = None) -
         finally:
             done.set()
         problems = deaths.read_text().splitlines() if deaths.exists() else []
-    states = nb.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {}).values()
+    states = nb.metadata.get("widgets", {}).get(WIDGET_STATE_MIME, {}).get("state", {}).values()
     outputs = [o for state in states for o in state["state"].get("outputs", ())]
     problems += [
         f"in an Output widget: {o['ename']}: {o['evalue']}"

@@ -1,7 +1,7 @@
 """A run described by names, and its one canonical plan.
 
 A run's id is a hash of every field that changes its result, of its teacher's id, and of what a
-learner's own code and data are. Presets are `Run` objects: the lesson is the default, each paper's
+user's own code and data are. Presets are `Run` objects: the lesson is the default, each paper's
 preset is that paper's recipe. Values marked "choice" are not in the papers' text; the methods' own
 hyperparameters stand in their classes.
 """
@@ -95,8 +95,9 @@ PRESETS: dict[str, Run] = {
         precision="auto",
         threads=0,
     ),
-    # DCKD, Sec. 4 "Setup"; batch, weight decay, momentum and the meaning of the stripped SGDR
-    # numbers are choices (RepDistiller's recipe, which the paper follows; budgets 30 (2^n - 1)).
+    # DCKD, Sec. 4 "Setup"; batch, weight decay, momentum and the lengths of SGDR's cycles, which
+    # the paper's text at hand lacks, are choices (the recipe of RepDistiller, which the paper
+    # follows; budgets 30 (2^n - 1)).
     "dckd_paper": Run(
         preset="dckd_paper",
         data="cifar100",
@@ -133,7 +134,7 @@ class Plan:
     id: str
     method: Method  # with the run's fields; a prototype, which is copied before it is trained
     teacher: "Plan | None"
-    identity: dict  # of the learner's own code and data; see `fingerprint.identity`
+    identity: dict  # of the user's own code and data; see `fingerprint.identity`
 
     @property
     def title(self) -> str:
@@ -158,8 +159,8 @@ def plan(run: "Run | Plan") -> Plan:
         choose(name, [*own, *fields(Run)], f"field of {cls.name}")
     method = cls(**(implied(cls, run) | dict(run.params)))
     run = canonical(run, method)
-    taught_by = method.teacher_method()
-    teacher = plan(_teacher_run(run, *taught_by)) if taught_by else None
+    teacher_method = method.teacher_method()
+    teacher = plan(_teacher_run(run, *teacher_method)) if teacher_method else None
     identity = fingerprint.identity(run)
     return Plan(run, _id(run, teacher, identity), method, teacher, identity)
 
@@ -235,11 +236,11 @@ def _teacher_run(run: Run, cls: type[Method], values: dict) -> Run:
 def _id(run: Run, teacher: Plan | None, identity: dict) -> str:
     """Hash of every field that changes the result and is not at its default: a field that is added
     later leaves the ids of stored runs as they are."""
-    start, own = fields(Run), fields(method_class(run.method))
+    run_fields, own = fields(Run), fields(method_class(run.method))
     params = [[name, value] for name, value in run.params if value != own[name].default]
     content = {
         name: getattr(run, name)
-        for name, field in start.items()
+        for name, field in run_fields.items()
         if name not in ("preset", "params") and getattr(run, name) != field.default
     }
     content |= {"params": params} if params else {}
@@ -307,7 +308,7 @@ def student_names(run: Run, method: Method) -> list[str]:
 
 
 def build_network(name: str, channels: int, classes: int) -> nn.Module:
-    """One network. ValueError, in one line, where a learner's function for it fails."""
+    """One network. ValueError, in one line, where a user's function for it fails."""
     try:
         return models.build(name, channels, classes)
     except ValueError:

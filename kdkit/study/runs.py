@@ -11,10 +11,10 @@ from torch import nn
 from .. import train
 from ..callbacks import NotFinite
 from ..data import Data
-from ..device import choose_device, number_of_threads, plain_modes
+from ..device import choose_device, plain_modes, use_threads
 from ..randomness import own_draws, seed_of
 from . import fingerprint, store
-from .callbacks import Checkpoint, Interrupted, Progress, ProgressFile, stoppable, stopped_late
+from .callbacks import Checkpoint, Interrupted, Progress, ProgressFile, raise_if_stopped, stoppable
 from .plans import Plan, Run, build_students, plan
 
 
@@ -70,7 +70,7 @@ def train_and_store(run: Plan, on_epoch: Callable | None = None) -> store.Record
     with stoppable() as stop:
         data = load_images(run, device)
         untaught = run.teacher is not None and store.find(run.teacher) is None
-        if recipe.epochs and (untaught or fingerprint.own_code(recipe)):
+        if recipe.epochs and (untaught or fingerprint.user_code(recipe)):
             rehearse(run, data)
         teacher = _teacher(run, data, stop)
         with own_draws(seed_of(recipe.seed, "init")):
@@ -91,7 +91,7 @@ def train_and_store(run: Plan, on_epoch: Callable | None = None) -> store.Record
             ],
         )
         record = store.save(run, fitted, data, checkpoint.resumed_at)
-        stopped_late(stop, run.title)
+        raise_if_stopped(stop, run.title)
     return record
 
 
@@ -102,14 +102,14 @@ def _teacher(run: Plan, data, stop: threading.Event) -> nn.Module | None:
     """
     if run.teacher is None:
         return None
-    taught_by = run.teacher.run
+    teacher_run = run.teacher.run
     if store.find(run.teacher) is None:
         if stop.is_set():
             raise Interrupted(f"stopped before the teacher of {run.title} was trained")
-        what = "training" if taught_by.epochs else "testing"
+        what = "training" if teacher_run.epochs else "testing"
         store.say(
-            f"{run.run.method} needs a teacher: {what} {taught_by.student} "
-            f"({taught_by.method}, seed {taught_by.seed}) first"
+            f"{run.run.method} needs a teacher: {what} {teacher_run.student} "
+            f"({teacher_run.method}, seed {teacher_run.seed}) first"
         )
     record = get(run.teacher)
     teacher, kept = record.model(), record.test_logits
@@ -131,7 +131,7 @@ def rehearse(run: Plan, data: Data) -> None:
     recipe = run.run.replace(batch=min(run.run.batch, 8), epochs=max(1, run.run.epochs))
     n = max(16, 2 * data.classes)
     few = data.subset(n) if n < len(data.y) else data
-    with number_of_threads(recipe.threads), plain_modes(data.y.device):
+    with use_threads(recipe.threads), plain_modes(data.y.device):
         try:
             state = train.assemble(method, students, few, teacher, recipe, 0, data.y.device)
             train.training_positions(method, data, run.run)  # of all images, for the run's batch
@@ -141,6 +141,6 @@ def rehearse(run: Plan, data: Data) -> None:
                 train.train_epoch(state)
         except (ValueError, OSError, NotFinite):
             raise
-        except Exception as e:  # in a learner's method or network anything may go wrong
+        except Exception as e:  # in a user's method or network anything may go wrong
             why = f"{type(e).__name__}: {' '.join(str(e).split())}"
             raise ValueError(f"{method.title} does not fit these networks: {why}") from e

@@ -72,13 +72,13 @@ def _lesson() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 @register_dataset("lesson")
 def lesson() -> Data:
-    """Fashion-MNIST's first 500 training images of each class, dealt out, and all test images."""
+    """Fashion-MNIST's first 500 training images of each class, in turn, and all test images."""
     return _made("lesson", _lesson()[:4])
 
 
 @register_dataset("lesson_few")
 def lesson_few() -> Data:
-    """The lesson with 50 of its test images a class, for quick trials."""
+    """The lesson with 50 of its test images per class, for quick trials."""
     x, y, x_test, y_test, _ = _lesson()
     few = interleave(y_test)[:500]
     return _made("lesson_few", (x, y, x_test[few], y_test[few]))
@@ -108,7 +108,7 @@ def fashion_mnist(root: Root = None) -> Data:
 
 @register_dataset("fashion_mnist32")
 def fashion_mnist32(root: Root = None) -> Data:
-    """Fashion-MNIST padded by 2 black pixels a side and repeated to 3 channels, as CIFAR's are."""
+    """Fashion-MNIST with 2 black pixels on each side and repeated to 3 channels, as CIFAR's are."""
     x, y, x_test, y_test = read_fashion(find("fashion_mnist", root))
     x, x_test = (F.pad(v, [2] * 4).expand(-1, 3, -1, -1).contiguous() for v in (x, x_test))
     return _made("fashion_mnist32", (x, y, x_test, y_test))
@@ -130,10 +130,10 @@ def cifar100(root: Root = None) -> Data:
 
 @register_dataset("imagenet")
 def imagenet(root: Root = None, workers: int | None = None) -> Stream:
-    """ImageNet's kind: JPEG files, a folder a class, in train/ and val/; 224 x 224 pixels.
+    """ImageNet, or any JPEG files in its layout, a folder per class in train/ and val/; 224 x 224.
 
     Training images are cut and flipped by torchvision's transforms, whatever `augment` says.
-    workers: processes that decode images, by default one a core, at most 8.
+    workers: processes that decode images, by default one per core, at most 8.
     """
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
@@ -145,7 +145,7 @@ def imagenet(root: Root = None, workers: int | None = None) -> Stream:
         train = ImageFolder(folder / "train", v2.Compose(crop))
         test = ImageFolder(folder / "val", v2.Compose(whole))
     except FileNotFoundError as e:  # no class folder, or one without images
-        raise ValueError(f"{folder}: not a folder a class: {e}") from None
+        raise ValueError(f"{folder}: not one folder per class: {e}") from None
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise ValueError(f"{folder}: train and val must hold the same classes, only one has {odd}")

@@ -17,7 +17,7 @@ def paired(ours: Array, control: Array) -> tuple[int, float, float]:
     n, mean, std = summary(d)
     if n < 2:
         return n, mean, float("nan")
-    from scipy.special import stdtrit  # here: it takes a moment, which the engine alone need not
+    from scipy.special import stdtrit  # slow to import, and only this needs it
 
     t = round(float(stdtrit(n - 1, 0.975)), 3)  # as tables print it
     return n, mean, t * std / np.sqrt(n)

@@ -91,7 +91,7 @@ class Record:
 
     @property
     def history(self) -> list[dict]:
-        """One dict an epoch: epoch, lr, terms, train_top1, probe_top1, diversity, ..."""
+        """One dict per epoch: epoch, lr, terms, train_top1, probe_top1, diversity, ..."""
         return self.meta["history"]
 
     @cached_property
@@ -100,7 +100,7 @@ class Record:
 
     @cached_property
     def method(self) -> Method:
-        """The run's method, with its fields. ValueError where a learner's is not loaded."""
+        """The run's method, with its fields. ValueError where a user's is not loaded."""
         return plan(self.run).method
 
     @cached_property
@@ -158,7 +158,7 @@ class Record:
     def model(self, device: str = "cpu") -> nn.Module:
         """The trained students, in eval mode, frozen: they take normalised images.
 
-        ValueError where a learner's network is another one by now than the one that was trained.
+        ValueError where a user's network is another one by now than the one that was trained.
         """
         trained = {k: v for k, v in self.meta.get("identity", {}).items() if k != "method"}
         for name, now in fingerprint.network_identity(self.run.student).items():
@@ -261,7 +261,8 @@ def compress_logits(z: np.ndarray, t: np.ndarray | None, y: np.ndarray) -> tuple
     """(arrays of test_logits.npz, z, t): in half precision, and z and t as they will be read, so
     that a record's numbers are those of its stored logits. z (m, N, K), t (N, K), y (N,).
 
-    Above 200 classes only the ten largest logits and the true class's are kept.
+    Above 200 classes the arrays keep only the ten largest logits and the true class's; z and t keep
+    all, and the record's numbers are of those.
     """
     z, t = to_half(z), None if t is None else to_half(t)
     arrays = {"students": z} if t is None else {"students": z, "teacher": t}
@@ -274,10 +275,10 @@ def compress_logits(z: np.ndarray, t: np.ndarray | None, y: np.ndarray) -> tuple
     return arrays | {"labels": y.astype(np.int32)}, z, t
 
 
-def to_device(kept, device: torch.device):
+def tensors_to(kept, device: torch.device):
     """Tensors inside dicts and lists, on a device."""
     if isinstance(kept, dict):
-        return {name: to_device(value, device) for name, value in kept.items()}
+        return {name: tensors_to(value, device) for name, value in kept.items()}
     return kept.to(device) if isinstance(kept, Tensor) else kept
 
 
@@ -320,7 +321,14 @@ def _meta_sha256(meta: dict) -> str:
 RECORD_FIELDS = ("id", "run", "result", "history", "code", "created", "seconds", "environment")
 RECORD_PARTS = ("weights.pt", "history.npz", "test_logits.npz")
 _NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-PASSING = {errno.EIO, errno.ESTALE, errno.EACCES, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT}
+TRANSIENT_ERRNOS = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.EACCES,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ETIMEDOUT,
+}
 
 
 def read_bytes(path: Path, pauses: tuple[float, ...] = (0.05, 0.5)) -> bytes:
@@ -332,7 +340,7 @@ def read_bytes(path: Path, pauses: tuple[float, ...] = (0.05, 0.5)) -> bytes:
         try:
             return path.read_bytes()
         except OSError as e:
-            if e.errno not in PASSING:
+            if e.errno not in TRANSIENT_ERRNOS:
                 raise
             time.sleep(pause)
     return path.read_bytes()
@@ -422,11 +430,11 @@ def lock(run: Run | Plan):
     try:
         yield
     finally:
-        _free_for_good(held)
+        _delete_and_release(held)
 
 
-def _free_for_good(held: filelock.FileLock) -> None:
-    """Delete a lock file while it is held: who opened it meanwhile takes a new one."""
+def _delete_and_release(held: filelock.FileLock) -> None:
+    """Delete a lock file before releasing it: a process that waits for it opens a new one."""
     with suppress(OSError):  # Windows does not delete a file that is open
         Path(held.lock_file).unlink(missing_ok=True)
     held.release()
@@ -435,10 +443,10 @@ def _free_for_good(held: filelock.FileLock) -> None:
 def leftovers() -> list[tuple[Path, str]]:
     """What `gc` would clear: (path, why). Foreign files are never listed."""
     keys = sorted({p.name[:12] for p in root().glob("*") if ID.match(p.name)})
-    return [found for key in keys if _free(key) for found in _stale(key)]
+    return [found for key in keys if _is_unlocked(key) for found in _stale(key)]
 
 
-def _free(key: str) -> bool:
+def _is_unlocked(key: str) -> bool:
     held = filelock.FileLock(root() / f"{key}.lock")
     with suppress(filelock.Timeout):
         if Path(held.lock_file).exists():
@@ -482,4 +490,4 @@ def clear(path: Path) -> None:
     with suppress(filelock.Timeout), held.acquire(blocking=False):
         if path in dict(_stale(key)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        _free_for_good(held)
+        _delete_and_release(held)

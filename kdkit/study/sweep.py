@@ -31,8 +31,8 @@ from .callbacks import Interrupted, stoppable
 from .plans import Plan, Run, plan, run_from
 from .runs import check_fit, get
 
-# So that two notebooks or runs side by side share the cores, and nothing waits for a front end.
-SINGLE_THREAD = {"KDKIT_BATCH": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# Of workers: one thread each, so that they share the cores, and nothing waits for a front end.
+WORKER_ENV = {"KDKIT_BATCH": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 EVENT_MARK = "\x1e"  # begins what a worker tells its parent; all else on that line is for people
 
 
@@ -83,7 +83,7 @@ def run_jobs(
 ) -> dict[str, str]:
     """Do all jobs, side by side, in their order as far as their needs allow; one bar.
 
-    workers: how many processes, by default one a core; env: variables for them. Returns the title
+    workers: how many processes, by default one per core; env: variables for them. Returns the title
     of each failed job -> why. Raises Interrupted on Ctrl-C or SIGTERM, when the workers have saved
     their runs.
     """
@@ -94,15 +94,15 @@ def run_jobs(
 
     def watch(process: subprocess.Popen, key: str) -> None:
         """Give a worker a job and listen until it ends; on a thread of its own."""
-        for text, news in events(process, {**jobs[key].payload, "module": module}):
+        for text, event in run_on_worker(process, {**jobs[key].payload, "module": module}):
             if text:
                 bar.write(text, file=sys.stderr)
-            epochs[key] = news.get("epoch", epochs[key])
-            if "failed" in news:
-                return finished.put((key, news["failed"]))
+            epochs[key] = event.get("epoch", epochs[key])
+            if "failed" in event:
+                return finished.put((key, event["failed"]))
         finished.put((key, f"its worker process ended with code {process.wait()}"))
 
-    env = {**os.environ, **SINGLE_THREAD, "KDKIT_RUNS": str(store.root()), **env}
+    env = {**os.environ, **WORKER_ENV, "KDKIT_RUNS": str(store.root()), **env}
     total = sum(job.epochs for job in jobs.values())
     with (
         stoppable() as stop,
@@ -162,9 +162,11 @@ def start_worker(env: dict[str, str]) -> subprocess.Popen:
     )
 
 
-def events(process: subprocess.Popen, payload: dict) -> Iterator[tuple[str, dict]]:
-    """Give a worker a job; (text for people, news of the job) for each line that it says. The last
-    news of a job is {"failed": why, or None}."""
+def run_on_worker(process: subprocess.Popen, payload: dict) -> Iterator[tuple[str, dict]]:
+    """Give a worker a job; (text for people, event) for each line that it says.
+
+    A job's last event is {"failed": why, or None}; {"stopped": why} where it was interrupted.
+    """
     with suppress(OSError):  # it has died, and nothing will be heard
         print(json.dumps(payload), file=process.stdin, flush=True)
     for line in process.stdout:
@@ -231,8 +233,8 @@ def load_module(file: str | None) -> None:
 
 
 def own_names(run: Plan) -> list[str]:
-    """What of a run, or of its teachers, is a learner's and not the package's."""
-    own = fingerprint.own_code(run.run)
+    """What of a run, or of its teachers, is a user's and not the package's."""
+    own = fingerprint.user_code(run.run)
     return own + own_names(run.teacher) if run.teacher else own
 
 

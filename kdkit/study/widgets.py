@@ -28,7 +28,7 @@ from .figures import tables
 from .papers import runs
 from .plans import Plan, control, plan
 from .store import Record
-from .sweep import SINGLE_THREAD, events, own_names, start_worker
+from .sweep import WORKER_ENV, own_names, run_on_worker, start_worker
 from .teach import Lab
 
 WIDE = {"description_width": "110px"}
@@ -44,7 +44,7 @@ class _Bounds:
     def _validate_value(self, proposal):
         value = proposal["value"]
         try:
-            self.field._within(value, value)
+            self.field._check_bounds(value, value)
         except ValueError as e:
             raise TraitError(str(e)) from None
         if value > self.max:
@@ -366,7 +366,7 @@ class Trainer:
             if self.worker is None and not self.go.disabled:
                 self.go.disabled, self.halt.disabled, self.note.value = True, False, "starting"
                 self.bar.max, self.bar.value = self.run.run.epochs, 0
-                env = os.environ | SINGLE_THREAD | {"KDKIT_RUNS": str(store.root())}
+                env = os.environ | WORKER_ENV | {"KDKIT_RUNS": str(store.root())}
                 self.worker = start_worker(env)
                 threading.Thread(target=self.watch, daemon=True).start()
 
@@ -378,11 +378,11 @@ class Trainer:
     def watch(self) -> None:
         worker, run = self.worker, self.run  # `run` may change while it trains
         note = "stopped before anything was trained"
-        for text, news in events(worker, {"run": dataclasses.asdict(run.run)}):
-            note = news.get("failed") or news.get("stopped") or text or note
-            if "epoch" in news and not self.halt.disabled:
-                self.show(run, news["epoch"])
-            if "failed" in news:
+        for text, event in run_on_worker(worker, {"run": dataclasses.asdict(run.run)}):
+            note = event.get("failed") or event.get("stopped") or text or note
+            if "epoch" in event and not self.halt.disabled:
+                self.show(run, event["epoch"])
+            if "failed" in event:
                 break
         with suppress(OSError):
             worker.stdin.close()  # it has nothing more to do

@@ -89,7 +89,7 @@ def stored() -> dict[str, dict[int, Record]]:
     """Finished runs in the store: id of the same run with seed 0 -> seed -> record."""
     found: dict[str, dict[int, Record]] = {}
     for record in store.records()[0]:
-        with suppress(ValueError):  # a learner's own method that is not loaded now
+        with suppress(ValueError):  # a user's own method that is not loaded now
             key = plan(record.run.replace(seed=0)).id
             found.setdefault(key, {})[record.run.seed] = record
     return found
