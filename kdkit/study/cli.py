@@ -77,13 +77,13 @@ def run_of(args: argparse.Namespace, method: str, seed: int | None = None) -> Pl
     return plan(preset(args.preset, **{**given, **changes, "method": method}))
 
 
-def summary(record: Record, run: Plan, from_store: bool) -> dict:
+def summary(record: Record, planned: Plan, from_store: bool) -> dict:
     """What `train --json` prints. Accuracies in percent, seconds of training."""
     result, meta = record.result, record.meta
     shown = {
         "id": record.id,
         "method": record.run.method,
-        "preset": run.run.preset,
+        "preset": planned.run.preset,
         "seed": record.run.seed,
         "epochs": record.run.epochs,
         "threads": meta["environment"]["threads"],
@@ -184,11 +184,8 @@ def cmd_reproduce(args) -> int:
     ]
     jobs = sweep.missing(wanted).values()
     needed = [plan(run_from(job.payload["run"])) for job in jobs]
-    names = [
-        f"{run.method.title} ({run.run.student}, {run.run.data}, seed {run.run.seed})"
-        for run in needed
-    ]
-    if lack := lacking([run.run for run in needed]):
+    names = [f"{p.method.title} ({p.run.student}, {p.run.data}, seed {p.run.seed})" for p in needed]
+    if lack := lacking([p.run for p in needed]):
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise ValueError(
             f"{args.which} needs {', '.join(names[:3])}{more}; what is missing: {'; '.join(lack)}"

@@ -205,14 +205,14 @@ def implied(cls: type[Method], run: Run) -> dict:
 
 def control(run: "Run | Plan") -> Plan | None:
     """The plan of the run that this one is fairly compared with; None if there is none."""
-    run = plan(run)
-    given = run.method.control()
+    planned = plan(run)
+    given = planned.method.control()
     if given is None:
         return None
     cls, values = given
-    if "," in run.run.student and cls(**values).group() != run.method.group():
+    if "," in planned.run.student and cls(**values).group() != planned.method.group():
         return None  # the networks of a mixed group are not those of another one
-    return plan(_set(run.run, method=cls.name, params=tuple(sorted(values.items()))))
+    return plan(_set(planned.run, method=cls.name, params=tuple(sorted(values.items()))))
 
 
 def _set(run: Run, **values) -> Run:

@@ -27,57 +27,58 @@ def get(
     each epoch. Two processes that ask for one run: one trains, the other waits. Raises Interrupted
     (what was done is saved), NotFinite, and ValueError for what does not fit.
     """
-    run = plan(run)
-    record = None if fresh else store.find(run)
+    planned = plan(run)
+    record = None if fresh else store.find(planned)
     if record is None:
-        with store.lock(run):
-            record = store.find(run, quarantine_damaged=True)  # another process may have done it
+        with store.lock(planned):
+            # Another process may have done it meanwhile.
+            record = store.find(planned, quarantine_damaged=True)
             if record is None or fresh:
-                return train_and_store(run, on_epoch)
-    if record.meta["code"] != fingerprint.class_digest(type(run.method)):
+                return train_and_store(planned, on_epoch)
+    if record.meta["code"] != fingerprint.class_digest(type(planned.method)):
         store.say(
-            f"{run.run.method} (run {record.id}) was trained with other code of its class; "
+            f"{planned.run.method} (run {record.id}) was trained with other code of its class; "
             "fresh=True trains it again"
         )
     return record
 
 
-def load_images(run: Plan, device: torch.device) -> Data:
+def load_images(planned: Plan, device: torch.device) -> Data:
     """The images of a run, on the device."""
-    data = fingerprint.load_data(run.run.data)
-    return data.subset(run.run.n_train).to(device)
+    data = fingerprint.load_data(planned.run.data)
+    return data.subset(planned.run.n_train).to(device)
 
 
 def check_fit(runs: Iterable[Plan]) -> None:
     """Rehearse the runs that are not stored; of those that differ in nothing but their seeds one.
     ValueError, in one line, for the first that does not fit."""
     seen, loaded = set(), {}
-    for run in runs:
-        if store.find(run):
+    for planned in runs:
+        if store.find(planned):
             continue
-        alike = run.run.replace(seed=0, teacher_seed=0)
+        alike = planned.run.replace(seed=0, teacher_seed=0)
         if alike not in seen:
             seen.add(alike)
             images = (alike.data, alike.n_train)
             if images not in loaded:
-                loaded = {images: load_images(run, choose_device())}  # one at a time in memory
-            rehearse(run, loaded[images])
+                loaded = {images: load_images(planned, choose_device())}  # one at a time in memory
+            rehearse(planned, loaded[images])
 
 
-def train_and_store(run: Plan, on_epoch: Callable | None = None) -> store.Record:
+def train_and_store(planned: Plan, on_epoch: Callable | None = None) -> store.Record:
     """Train a run from its checkpoint or its start, and store it."""
-    recipe, device = run.run, choose_device()  # a Run is a Recipe with names
+    recipe, device = planned.run, choose_device()  # a Run is a Recipe with names
     with stoppable() as stop:
-        data = load_images(run, device)
-        untaught = run.teacher is not None and store.find(run.teacher) is None
+        data = load_images(planned, device)
+        untaught = planned.teacher is not None and store.find(planned.teacher) is None
         if recipe.epochs and (untaught or fingerprint.user_code(recipe)):
-            rehearse(run, data)
-        teacher = _teacher(run, data, stop)
+            rehearse(planned, data)
+        teacher = _teacher(planned, data, stop)
         with own_draws(seed_of(recipe.seed, "init")):
-            students = build_students(run, data.shape, data.classes)
-        checkpoint = Checkpoint(run, stop)
+            students = build_students(planned, data.shape, data.classes)
+        checkpoint = Checkpoint(planned, stop)
         fitted = train.fit(
-            copy.deepcopy(run.method),
+            copy.deepcopy(planned.method),
             students,
             data,
             teacher=teacher,
@@ -86,55 +87,56 @@ def train_and_store(run: Plan, on_epoch: Callable | None = None) -> store.Record
             device=device,
             callbacks=[
                 checkpoint,
-                Progress(run.title, quiet=store.quiet()),
-                ProgressFile(run, on_epoch),
+                Progress(planned.title, quiet=store.quiet()),
+                ProgressFile(planned, on_epoch),
             ],
         )
-        record = store.save(run, fitted, data, checkpoint.resumed_at)
-        raise_if_stopped(stop, run.title)
+        record = store.save(planned, fitted, data, checkpoint.resumed_at)
+        raise_if_stopped(stop, planned.title)
     return record
 
 
-def _teacher(run: Plan, data, stop: threading.Event) -> nn.Module | None:
+def _teacher(planned: Plan, data, stop: threading.Event) -> nn.Module | None:
     """The trained teacher of a run, from the store or trained now, with its test logits.
 
     A teacher's run hears signals for itself: Interrupted where `stop` is set before it begins.
     """
-    if run.teacher is None:
+    if planned.teacher is None:
         return None
-    teacher_run = run.teacher.run
-    if store.find(run.teacher) is None:
+    teacher_run = planned.teacher.run
+    if store.find(planned.teacher) is None:
         if stop.is_set():
-            raise Interrupted(f"stopped before the teacher of {run.title} was trained")
+            raise Interrupted(f"stopped before the teacher of {planned.title} was trained")
         what = "training" if teacher_run.epochs else "testing"
         store.say(
-            f"{run.run.method} needs a teacher: {what} {teacher_run.student} "
+            f"{planned.run.method} needs a teacher: {what} {teacher_run.student} "
             f"({teacher_run.method}, seed {teacher_run.seed}) first"
         )
-    record = get(run.teacher)
+    record = get(planned.teacher)
     teacher, kept = record.model(), record.test_logits
     if "students_classes" not in kept:  # several students: their ensemble
         teacher.test_logits = kept["students"].astype(np.float32).mean(0)
     return teacher
 
 
-def rehearse(run: Plan, data: Data) -> None:
+def rehearse(planned: Plan, data: Data) -> None:
     """One step of every stage on a few images, with untrained networks that are thrown away.
 
     ValueError, in one line, where networks, data and method do not fit together: so that this is
     known before a teacher is trained.
     """
     with own_draws(0):
-        teacher = run.teacher and build_students(run.teacher, data.shape, data.classes)
-        students = build_students(run, data.shape, data.classes)
-    method = copy.deepcopy(run.method)
-    recipe = run.run.replace(batch=min(run.run.batch, 8), epochs=max(1, run.run.epochs))
+        teacher = planned.teacher and build_students(planned.teacher, data.shape, data.classes)
+        students = build_students(planned, data.shape, data.classes)
+    method = copy.deepcopy(planned.method)
+    recipe = planned.run.replace(batch=min(planned.run.batch, 8), epochs=max(1, planned.run.epochs))
     n = max(16, 2 * data.classes)
     few = data.subset(n) if n < len(data.y) else data
     with use_threads(recipe.threads), plain_modes(data.y.device):
         try:
             state = train.assemble(method, students, few, teacher, recipe, 0, data.y.device)
-            train.training_positions(method, data, run.run)  # of all images, for the run's batch
+            # Of all images and for the batch of the run itself.
+            train.training_positions(method, data, planned.run)
             state.positions = torch.arange(recipe.batch, device=state.device)
             for epoch in sorted({state.epoch, 0}):
                 state.epoch, state.step = epoch, 0

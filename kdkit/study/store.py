@@ -195,11 +195,11 @@ def _blob(save: Callable, content) -> bytes:
     return buffer.getvalue()
 
 
-def save(run: Plan, fitted: Fitted, data, resumed_at: int | None = None) -> Record:
+def save(planned: Plan, fitted: Fitted, data, resumed_at: int | None = None) -> Record:
     """Write a finished run; `record.json` last."""
-    path, method, labels = root() / run.id, fitted.method, data.y_test.cpu().numpy()
+    path, method, labels = root() / planned.id, fitted.method, data.y_test.cpu().numpy()
     logits, z, t = compress_logits(fitted.test_logits, fitted.teacher_logits, labels)
-    result = metrics.report(z, labels, method.peers(), method.deployed(run.run.seed), t)
+    result = metrics.report(z, labels, method.peers(), method.deployed(planned.run.seed), t)
     if fitted.history:
         best = max(fitted.history, key=lambda row: np.mean(row["probe_top1"]))
         result["best_probe"] = {"epoch": best["epoch"], "top1": best["probe_top1"]}
@@ -212,11 +212,11 @@ def save(run: Plan, fitted: Fitted, data, resumed_at: int | None = None) -> Reco
         blobs[name] = _blob(lambda v, f: np.savez_compressed(f, **v), content)
     for name, blob in blobs.items():
         write(path / name, blob)
-    digest, how = fingerprint.data_identity(run.run.data)
+    digest, how = fingerprint.data_identity(planned.run.data)
     meta = {
         "format": FORMAT,
-        "id": run.id,
-        "run": dataclasses.asdict(run.run),
+        "id": planned.id,
+        "run": dataclasses.asdict(planned.run),
         "method": method.title,
         "shape": list(data.shape),
         "classes": data.classes,
@@ -224,8 +224,8 @@ def save(run: Plan, fitted: Fitted, data, resumed_at: int | None = None) -> Reco
         "mean": list(data.mean),
         "std": list(data.std),
         "data": {"digest": digest, "of": how},
-        "identity": run.identity,
-        "teacher": run.teacher and run.teacher.id,
+        "identity": planned.identity,
+        "teacher": planned.teacher and planned.teacher.id,
         "environment": {
             "python": platform.python_version(),
             "commit": commit(),

@@ -60,14 +60,15 @@ def missing(runs: Iterable[Run | Plan]) -> dict[str, Job]:
     jobs: dict[str, Job] = {}
     stored: dict[str, bool] = {}
 
-    def add(run: Plan) -> str:
-        if run.id not in stored:
-            stored[run.id] = store.find(run) is not None
-        if run.id not in jobs and not stored[run.id]:
-            needs = {add(run.teacher)} & jobs.keys() if run.teacher else set()
-            title = f"{run.title} (run {run.id})"
-            jobs[run.id] = Job(title, {"run": dataclasses.asdict(run.run)}, needs, run.run.epochs)
-        return run.id
+    def add(planned: Plan) -> str:
+        if planned.id not in stored:
+            stored[planned.id] = store.find(planned) is not None
+        if planned.id not in jobs and not stored[planned.id]:
+            needs = {add(planned.teacher)} & jobs.keys() if planned.teacher else set()
+            title = f"{planned.title} (run {planned.id})"
+            payload = {"run": dataclasses.asdict(planned.run)}
+            jobs[planned.id] = Job(title, payload, needs, planned.run.epochs)
+        return planned.id
 
     for run in runs:
         add(plan(run))
@@ -232,10 +233,10 @@ def load_module(file: str | None) -> None:
         raise ValueError(f"{file}, line {line}: {type(e).__name__}: {e}") from e
 
 
-def own_names(run: Plan) -> list[str]:
+def own_names(planned: Plan) -> list[str]:
     """What of a run, or of its teachers, is a user's and not the package's."""
-    own = fingerprint.user_code(run.run)
-    return own + own_names(run.teacher) if run.teacher else own
+    own = fingerprint.user_code(planned.run)
+    return own + own_names(planned.teacher) if planned.teacher else own
 
 
 def sweep(
@@ -248,12 +249,12 @@ def sweep(
     that does not fit its networks and data.
     """
     plans = [plan(run) for run in runs]
-    for run in plans if module is None else ():
-        if own := own_names(run):
+    for planned in plans if module is None else ():
+        if own := own_names(planned):
             raise ValueError(
-                f"{run.title}: {', '.join(own)} is defined in this session, which worker processes "
-                "do not see: put it into a file and name that as module, or train here, one run "
-                "after another, with lab.all"
+                f"{planned.title}: {', '.join(own)} is defined in this session, which worker "
+                "processes do not see: put it into a file and name that as module, or train here, "
+                "one run after another, with lab.all"
             )
     check_fit(plans)
     return run_jobs(missing(plans), workers, module)

@@ -34,10 +34,10 @@ class Lab:
 
         on_epoch: called with the engine's state after each epoch, in place of a live picture.
         """
-        run = plan(self.run(**{"seed": self.seeds[0], **fields}))
+        planned = plan(self.run(**{"seed": self.seeds[0], **fields}))
         if on_epoch is None and not store.quiet():
-            on_epoch = _LivePicture(run)
-        return runs.get(run, fresh, on_epoch)
+            on_epoch = _LivePicture(planned)
+        return runs.get(planned, fresh, on_epoch)
 
     def all(self, **fields) -> list[Record]:
         """The finished runs of all the lab's seeds."""
@@ -83,15 +83,16 @@ def lab(preset_name: str = "auto", seeds: int | None = None, **fields) -> Lab:
 class _LivePicture:
     """A curve that grows in place while a run trains: at most twice a second."""
 
-    def __init__(self, run: Plan):
-        self.run, self.handle, self.last = run, None, 0.0
+    def __init__(self, planned: Plan):
+        self.planned, self.handle, self.last = planned, None, 0.0
 
     def __call__(self, state) -> None:
         epoch, epochs = state.epoch + 1, state.recipe.epochs
         if time.monotonic() - self.last < 0.5 and epoch < epochs:
             return
         self.last = time.monotonic()
-        title = f"{self.run.method.title}, seed {self.run.run.seed}, epoch {epoch} of {epochs}"
+        seed = self.planned.run.seed
+        title = f"{self.planned.method.title}, seed {seed}, epoch {epoch} of {epochs}"
         picture = HTML(figures.html(figures.draw_progress(state.history, title), title))
         if self.handle is None:
             self.handle = display(picture, display_id=True)

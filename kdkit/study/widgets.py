@@ -333,7 +333,7 @@ class Trainer:
     """Train, stop and go on with one run in a worker process; the kernel stays free."""
 
     def __init__(self, finished: Callable[[], None]):
-        self.finished, self.worker, self.run, self.lock = finished, None, None, threading.Lock()
+        self.finished, self.worker, self.planned, self.lock = finished, None, None, threading.Lock()
         self.go = W.Button(description="Train", tooltip="train this run in another process")
         self.halt = W.Button(description="Stop", tooltip="stop and save", disabled=True)
         self.bar, self.note, self.curve = W.IntProgress(description="epochs"), W.HTML(), W.HTML()
@@ -348,12 +348,12 @@ class Trainer:
         self.go.on_click(lambda _: self.start())
         self.halt.on_click(lambda _: self.stop())
 
-    def offer(self, run: Plan, finished: bool) -> None:
+    def offer(self, planned: Plan, finished: bool) -> None:
         """The run that the button would train, unless it is there or another one is training."""
         if self.worker is None:
-            begun = (store.folder(run) / "checkpoint.pt").exists()
-            own = own_names(run)
-            self.run, self.go.disabled = run, finished or bool(own)
+            begun = (store.folder(planned) / "checkpoint.pt").exists()
+            own = own_names(planned)
+            self.planned, self.go.disabled = planned, finished or bool(own)
             self.go.description = "Resume" if begun else "Train"
             if own:
                 self.note.value = (
@@ -365,7 +365,7 @@ class Trainer:
         with self.lock:  # two quick clicks may come on two threads
             if self.worker is None and not self.go.disabled:
                 self.go.disabled, self.halt.disabled, self.note.value = True, False, "starting"
-                self.bar.max, self.bar.value = self.run.run.epochs, 0
+                self.bar.max, self.bar.value = self.planned.run.epochs, 0
                 env = os.environ | WORKER_ENV | {"KDKIT_RUNS": str(store.root())}
                 self.worker = start_worker(env)
                 threading.Thread(target=self.watch, daemon=True).start()
@@ -376,27 +376,27 @@ class Trainer:
             worker.terminate()  # it saves and ends
 
     def watch(self) -> None:
-        worker, run = self.worker, self.run  # `run` may change while it trains
+        worker, planned = self.worker, self.planned  # another may be offered while it trains
         note = "stopped before anything was trained"
-        for text, event in run_on_worker(worker, {"run": dataclasses.asdict(run.run)}):
+        for text, event in run_on_worker(worker, {"run": dataclasses.asdict(planned.run)}):
             note = event.get("failed") or event.get("stopped") or text or note
             if "epoch" in event and not self.halt.disabled:
-                self.show(run, event["epoch"])
+                self.show(planned, event["epoch"])
             if "failed" in event:
                 break
         with suppress(OSError):
             worker.stdin.close()  # it has nothing more to do
         worker.wait()
-        if store.find(run):
-            self.bar.value, self.curve.value, note = run.run.epochs, "", "done"  # drawn above
+        if store.find(planned):
+            self.bar.value, self.curve.value, note = planned.run.epochs, "", "done"  # drawn above
         self.worker, self.halt.disabled, self.note.value = None, True, html.escape(note)
         self.finished()
 
-    def show(self, run: Plan, epoch: int) -> None:
+    def show(self, planned: Plan, epoch: int) -> None:
         """The curve so far."""
-        text = f"epoch {epoch} of {run.run.epochs}"
+        text = f"epoch {epoch} of {planned.run.epochs}"
         with suppress(OSError, ValueError):  # the run was just finished
-            history = json.loads((store.folder(run) / "progress.json").read_bytes())
+            history = json.loads((store.folder(planned) / "progress.json").read_bytes())
             picture = figures.html(figures.draw_progress(history, text), f"curves, {text}")
             self.curve.value = picture
         self.bar.value, self.note.value = epoch, text
