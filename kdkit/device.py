@@ -116,7 +116,7 @@ class _Shared:
     """What the whole process shares: the fits that are running and the settings to put back."""
 
     changed = threading.Condition()
-    running: list[int] = []  # identifiers of their threads
+    running: list[threading.Thread] = []  # one for each fit
     in_force = before = 0
     flags: tuple[bool, ...] = ()  # of CUDA, as they were before
 
@@ -135,8 +135,10 @@ def use_threads(threads: int) -> Iterator[None]:
 
     The last fit to leave puts all back. One that needs another number of threads waits for that.
     """
-    me, shared = threading.get_ident(), _Shared
+    me, shared = threading.current_thread(), _Shared
     with shared.changed:
+        alive = threading.enumerate()  # in a forked process this thread alone
+        shared.running = [thread for thread in shared.running if thread in alive]
         if not shared.running:
             shared.before = torch.get_num_threads()
         wanted = threads or shared.before

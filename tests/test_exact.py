@@ -2,7 +2,10 @@
 
 import ast
 import copy
+import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -259,6 +262,32 @@ def test_the_number_of_threads_is_shared_and_put_back():
     with pytest.raises(KeyError), device.use_threads(2):
         raise KeyError
     assert torch.get_num_threads() == before and not device._Shared.running
+
+
+FORKED = """
+import os, threading, time
+from kdkit import device
+from kdkit.study import fingerprint
+from kdkit.study.figures import style
+
+def busy():
+    with device.use_threads(1), fingerprint._loading, style.LOCK:
+        time.sleep(1)
+
+threading.Thread(target=busy).start()
+time.sleep(0.2)
+child = os.fork()
+with device.use_threads(2), fingerprint._loading, style.LOCK:
+    pass
+if child == 0:
+    os._exit(7)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks are POSIX's")
+def test_a_process_forked_during_a_fit_does_not_wait_for_it():
+    assert subprocess.run([sys.executable, "-c", FORKED], timeout=100).returncode == 7
 
 
 def test_large_seeds_are_exact():

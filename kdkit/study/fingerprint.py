@@ -315,6 +315,16 @@ _opened: list[set[str]] = []  # a set for each load under way in this process
 _loading = threading.Lock()
 
 
+def _forget_other_threads() -> None:
+    """In a forked process only the thread that forked goes on, and nobody frees the lock."""
+    global _loading
+    _loading = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)
+
+
 @functools.cache
 def _watch_files() -> None:
     """From now on this process notes which files and folders are opened while data are loaded."""

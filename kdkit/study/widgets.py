@@ -333,7 +333,8 @@ class Trainer:
     """Train, stop and go on with one run in a worker process; the kernel stays free."""
 
     def __init__(self, finished: Callable[[], None]):
-        self.finished, self.worker, self.planned, self.lock = finished, None, None, threading.Lock()
+        self.finished, self.worker, self.planned = finished, None, None
+        self.lock = threading.Lock()
         self.go = W.Button(description="Train", tooltip="train this run in another process")
         self.halt = W.Button(description="Stop", tooltip="stop and save", disabled=True)
         self.bar, self.note, self.curve = W.IntProgress(description="epochs"), W.HTML(), W.HTML()

@@ -7,6 +7,7 @@ it change a figure instead of making a new one, in a third of the time.
 
 import base64
 import io
+import os
 import threading
 from collections.abc import Iterable
 from contextlib import contextmanager, nullcontext
@@ -27,6 +28,10 @@ from ...methods import list_methods, method_class
 
 STYLE_SHEET = Path(__file__).parents[2] / "assets" / "kdkit.mplstyle"
 LOCK = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a fork waits for the figure that another thread draws
+    os.register_at_fork(
+        before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release
+    )
 
 PALETTE = color_sequences["petroff10"]
 PALETTE_ORDER = (8, 1, 3, 4, 5, 9, 2, 7, 0, 6)  # neighbours in the registry differ most
