@@ -23,7 +23,7 @@ def names(requirements):
 
 def test_what_the_engine_needs_and_what_the_extras_add():
     assert names(PROJECT["dependencies"]) == {"torch", "numpy", "tqdm", "filelock"}
-    asked = "torchvision jupyterlab ipywidgets matplotlib seaborn pandas papermill psutil scipy"
+    asked = "torchvision jupyterlab ipywidgets matplotlib seaborn pandas papermill scipy"
     assert names(EXTRAS["study"]) == set(asked.split())
     assert {"pytest", "nbval"} <= names(EXTRAS["test"])
     assert PROJECT["scripts"] == {"kdkit": "kdkit.study.cli:main"}

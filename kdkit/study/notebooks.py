@@ -2,12 +2,11 @@
 
 import os
 import tempfile
-import threading
-import time
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
+import zmq
+from jupyter_client import AsyncKernelManager, KernelClient
+from jupyter_client.channels import AsyncZMQSocketChannel
 from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 
@@ -78,32 +77,30 @@ def figures(
     )
 
 
-STALL_SECONDS = 600  # without any work, after which a kernel whose answer is awaited is ended
+class _ShellChannel(AsyncZMQSocketChannel):
+    """Looks again whether an answer has come, after each message that it sends.
+
+    To send clears the sign of an answer that came in the same moment. The runner sends one for each
+    change of an Output widget, while it waits for a cell's answer, and would wait for ever.
+    """
+
+    def send(self, msg: dict) -> None:
+        super().send(msg)
+        self.socket.get(zmq.EVENTS)
 
 
-def kill_if_stalled(folder: str, done: threading.Event) -> None:
-    """End this process's kernel that has `folder` in its command, when it and its children have not
-    worked for a while: a message that is lost on the way would be awaited for ever."""
-    worked, since = 0.0, time.monotonic()
-    while not done.wait(2):
-        for kernel in psutil.Process().children():
-            with suppress(psutil.Error):  # it may end at any moment
-                if folder not in " ".join(kernel.cmdline()):
-                    continue
-                processes = [kernel, *kernel.children(recursive=True)]
-                now = sum(sum(p.cpu_times()[:2]) for p in processes)
-                if now - worked > 0.001 * STALL_SECONDS:
-                    worked, since = now, time.monotonic()
-                elif time.monotonic() - since > STALL_SECONDS:
-                    kernel.kill()
+class _KernelManager(AsyncKernelManager):
+    def client(self, **options) -> KernelClient:
+        client = super().client(**options)
+        client.shell_channel_class = _ShellChannel
+        return client
 
 
 def run_notebook(src: Path | str, dst: Path | str, params: dict | None = None) -> None:
     """Execute the notebook `src` with papermill, strictly; the executed copy goes to `dst`.
 
     Errors: ValueError for parameters that the notebook has not; RuntimeError, in one line, for an
-    error in a cell and for those that papermill lets pass, in Output widgets and in threads. A
-    kernel that does nothing at all for ten minutes is ended, which is a RuntimeError too.
+    error in a cell and for those that papermill lets pass, in Output widgets and in threads.
     """
     import papermill  # here: two seconds that only notebooks need
 
@@ -116,8 +113,6 @@ def run_notebook(src: Path | str, dst: Path | str, params: dict | None = None) -
         # Kernels that start at once may pick the same free port, and then wait for ever.
         config = Config(KernelManager=sockets if os.name == "posix" else {})
         hook = THREAD_HOOK.format(alone=WORKER_ENV, file=str(deaths))
-        done = threading.Event()
-        threading.Thread(target=kill_if_stalled, args=(folder, done), daemon=True).start()
         try:
             nb = papermill.execute_notebook(
                 str(src),
@@ -129,6 +124,7 @@ def run_notebook(src: Path | str, dst: Path | str, params: dict | None = None) -
                 start_timeout=120,
                 request_save_on_cell_execute=False,
                 config=config,
+                kernel_manager_class=_KernelManager,
                 extra_arguments=[
                     "--Application.log_level=CRITICAL",  # else it tells of its own shutdown
                     f"--IPKernelApp.exec_lines={hook}",
@@ -137,9 +133,7 @@ def run_notebook(src: Path | str, dst: Path | str, params: dict | None = None) -
         except papermill.PapermillExecutionError as e:
             raise RuntimeError(f"{src.name}, In [{e.exec_count}]: {e.ename}: {e.evalue}") from e
         except DeadKernelError as e:
-            raise RuntimeError(f"{src.name}: its kernel died, or did nothing and was ended") from e
-        finally:
-            done.set()
+            raise RuntimeError(f"{src.name}: its kernel died") from e
         problems = deaths.read_text().splitlines() if deaths.exists() else []
     states = nb.metadata.get("widgets", {}).get(WIDGET_STATE_MIME, {}).get("state", {}).values()
     outputs = [o for state in states for o in state["state"].get("outputs", ())]
