@@ -15,20 +15,9 @@ import pandas as pd
 
 PAPERS = ("okddip", "dckd")
 LEVELS = ("paper", "table", "row", "column")
-COLUMNS = (
-    *LEVELS,
-    "dataset",
-    "networks",
-    "metric",
-    "statistic",
-    "published",
-    "published_std",
-    "method",
-    "student",
-    "teacher",
-    "params",
-    "note",
-)
+# What a cell is, and its published number.
+PUBLISHED = (*LEVELS, "dataset", "networks", "metric", "statistic", "published", "published_std")
+COLUMNS = (*PUBLISHED, "method", "student", "teacher", "params", "note")
 
 
 @cache

@@ -19,7 +19,7 @@ from .. import statistics, store
 from ..fingerprint import class_digest
 from ..plans import PRESETS, Run, plan
 from ..store import Record
-from . import LEVELS, cells
+from . import PUBLISHED, cells
 
 EPOCHS = {"imagenet": 210, "cifar100": 930, "cifar10": 210, "fashion_mnist32": 450}  # DCKD, Sec. 4
 SMALL = ("mobilenetv2", "shufflenetv1", "shufflenetv2")  # DCKD gives them a rate of their own
@@ -126,18 +126,7 @@ def compare(which: str | None = None, **changes) -> list[dict[str, Any]]:
             "trained with other code of its method" if old else "",
         ]
         n, mean, std = statistics.summary(values) if values else (0, np.nan, np.nan)
-        cell = {
-            k: getattr(row, k)
-            for k in (
-                *LEVELS,
-                "dataset",
-                "networks",
-                "metric",
-                "statistic",
-                "published",
-                "published_std",
-            )
-        }
+        cell = {k: getattr(row, k) for k in PUBLISHED}
         cell |= {
             "ours": mean,
             "ours_std": std,
