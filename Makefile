@@ -1,9 +1,10 @@
-# make figures   run every notebook on the built-in data and draw the figures (SEEDS=3: figures/)
+# make figures   run every notebook on the built-in data and draw the figures (SEEDS=reference: figures/)
 # make quick     the tests that take a moment
 # make test      the tests, nbval on the first notebooks, the notebooks in a real browser
 # make slow      what make test leaves out: every network and method at its real size
 # make ui        the latter alone
 # make lab       JupyterLab on the notebooks
+# make reference train what benchmarks/reference.csv lacks
 # make clean     forget .venv and what tools left; runs and figures stay
 #
 # Each sets .venv up, once. VENV=path uses another environment, as it is if it has what kdkit needs.
@@ -11,8 +12,8 @@
 VENV = .venv
 PYTHON = python3
 PY = $(abspath $(VENV))/bin/python
-# The committed figures are those of three seeds; any other run draws into figures/local/.
-FIGURES = $(if $(filter 3,$(SEEDS)),KDKIT_FIGURES="$${KDKIT_FIGURES:-$(CURDIR)/figures}")
+# The committed figures are those of the reference; any other run draws into figures/local/.
+FIGURES = $(if $(filter reference,$(SEEDS)),KDKIT_FIGURES="$${KDKIT_FIGURES:-$(CURDIR)/figures}")
 # Every extra of pyproject.toml, as pip takes them, and a check that all they list is installed.
 EXTRAS = $$($(PYTHON) -c "import tomllib; \
   print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies'], sep=',')")
@@ -27,7 +28,7 @@ NBVAL = -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout
 # This checkout's kdkit, in notebooks' kernels as well, whatever the environment holds.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: figures quick test slow ui lab clean ready
+.PHONY: figures quick test slow ui lab reference clean ready
 
 figures: ready
 	$(FIGURES) $(PY) -m kdkit figures $(if $(SEEDS),--seeds $(SEEDS))
@@ -55,7 +56,10 @@ ui: ready
 	  echo "kdkit: not tested in a real browser: $$why" >&2; test "$(CI)" != true; fi
 
 lab: ready
-	$(PY) -m jupyter lab --notebook-dir=notebooks
+	$(PY) -m jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
+
+reference: ready
+	$(PY) benchmarks/reference.py
 
 clean:
 	rm -rf .venv build kdkit.egg-info .pytest_cache .ruff_cache

@@ -412,10 +412,10 @@ def parsers() -> dict[str, Parser]:
     add("--module", metavar="FILE.py", help="import this first: a figure of your own, for --only")
     add(
         "--seeds",
-        type=positive,
+        type=lambda text: text if text == "reference" else positive(text),
         default=os.environ.get("KDKIT_SEEDS") or "1",
         metavar="N",
-        help="(default: $KDKIT_SEEDS, or 1)",
+        help="how many, or reference: the committed results (default: $KDKIT_SEEDS, or 1)",
     )
     made["data"].add_argument("name", metavar="NAME", help="see `python -m kdkit list datasets`")
     made["data"].add_argument("--root", help="where to put it (default: $KDKIT_DATA, or ./data)")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .project import home, place
 
-LESSON = Path(__file__).parents[1] / "assets" / "lesson.npz"
+GLYPHS = Path(__file__).parents[1] / "assets" / "glyphs.npz"
 SYSTEM = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
 IDX = (
     "train-images-idx3-ubyte",
@@ -211,10 +211,10 @@ def find(family: str, root: str | os.PathLike | None) -> Path:
     """The folder that holds a family's files: under root alone if given. Errors: MissingData.
 
     Else under $KDKIT_DATA, the project's `data` and, for Fashion-MNIST, where Debian installs it.
-    The lesson's one file is in the package.
+    The glyphs' one file is in the package.
     """
-    if family == "lesson":
-        return LESSON
+    if family == "glyphs":
+        return GLYPHS
     needed, subs = FAMILIES[family]
     roots = [Path(root).expanduser()] if root else [default_root(), home() / "data"]
     folders = [folder / sub for folder in dict.fromkeys(roots) for sub in subs]

@@ -284,8 +284,8 @@ def network_identity(student: str) -> dict[str, str]:
 
 
 def data_identity(name: str) -> tuple[str, str]:
-    """(digest of the data set `name`, what it was taken of); ("", "package") for a set that kdkit
-    brings along, ("", "missing") where its files are not here.
+    """(digest of the data set `name`, what it was taken of); ("", "missing") where its files are
+    not here.
 
     Of a data set whose items are read as they are needed, which may draw, the code that makes it
     counts as well, and all that it holds.

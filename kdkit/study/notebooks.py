@@ -13,6 +13,7 @@ from traitlets.config import Config
 from ..fields import choose
 from . import store
 from .figures import index
+from .plans import preset
 from .project import home
 from .runs import get
 from .sweep import WORKER_ENV, Job, missing, run_jobs, sweep
@@ -38,21 +39,29 @@ def notebooks() -> list[Path]:
 def figures(
     only: str | None,
     preset_name: str,
-    seeds: int,
+    seeds: int | str,
     workers: int | None = None,
     module: str | None = None,
 ) -> dict[str, str]:
     """Draw the figures: every notebook is executed as soon as the runs of its figures are stored.
 
-    only: one figure's name: its runs are trained, and it is drawn without its notebook. module: a
+    only: one figure's name: its runs are trained, and it is drawn without its notebook. seeds: how
+    many, or "reference": the project's reference where that will do, else seed 0. module: a
     Python file, imported already, with that figure's own methods.
     Executed copies go to the folder `notebooks` of the run store. Returns what failed and why.
     """
+    from_reference = seeds == "reference"
+    trained = [0] if from_reference else range(int(seeds))
     if only is not None:
-        runs = index.wanted(only, preset_name, seeds)
+        runs = index.wanted(only, preset_name, trained, from_reference)
         if failed := sweep(runs, workers, module):
             return failed
-        table, fig, (alt, *_) = index.make(only, [get(run) for run in runs])
+        rows = index.reference_records(index.get_figure(only), preset(preset_name))
+        own = [get(run) for run in runs]
+        beneath = rows if len(rows) > len(own) else []
+        table, fig, (alt, *_) = index.make(
+            only, *((rows, ()) if from_reference and rows else (own, beneath))
+        )
         index.save(fig, only, alt, table)
         return {}
     jobs, copies = {}, store.root() / "notebooks"
@@ -62,7 +71,7 @@ def figures(
             run
             for name in index.list_figures()
             if index.get_figure(name).notebook == path.name[:2]
-            for run in index.wanted(name, preset_name, seeds)
+            for run in index.wanted(name, preset_name, trained, from_reference)
         )
         payload = {"function": f"{__name__}:run_notebook"}
         payload |= {"arguments": [str(path), str(copies / path.name)]}

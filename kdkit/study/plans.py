@@ -18,7 +18,7 @@ from .. import models
 from ..fields import Field, choose, fields
 from ..methods import Method, method_class, plain_method
 from ..recipe import Recipe
-from . import fingerprint
+from . import fingerprint, sources
 from .pretrained import pretrained
 
 FORMAT = 1  # of records and checkpoints; a new number makes every stored id a new one
@@ -35,7 +35,9 @@ class Run(Recipe):
     data: Annotated[str, "registry name of the data set"] = "lesson"
     student: Annotated[str, "a network, or several a,b,c for a mixed group"] = "resnet8_w0.5"
     teacher: Annotated[str, "the network of a method's teacher, if it needs one"] = "resnet8"
-    teacher_seed: Annotated[Seed, "seed of the teacher's run"] = 0
+    teacher_seed: Annotated[
+        int, Field(-1, 2**63 - 1), "seed of the teacher's run; -1: the same as seed"
+    ] = 0
     teacher_lr: Annotated[
         float, Field(0, 1e30), "learning rate of the teacher's run; 0: the same as lr"
     ] = 0.0
@@ -47,6 +49,14 @@ class Run(Recipe):
     n_train: Annotated[
         int, Field(0, 10**9), "train on a fixed, class-balanced part; 0: on all images"
     ] = 0
+    teacher_n_train: Annotated[
+        int,
+        Field(0, 10**9),
+        "training images of the teacher's run, which takes as many steps; 0: the same as n_train",
+    ] = 0
+    hide: Annotated[
+        str, "classes whose images the student never sees, as a,b; its teacher does"
+    ] = ""
     threads: Annotated[int, Field(0, 4096), "of the processor; 0 leaves torch's number"] = 1
     params: Annotated[tuple[tuple[str, Any], ...], "the method's own fields"] = ()
 
@@ -75,14 +85,22 @@ PRESETS: dict[str, Run] = {
     # For tests: a second or two each, with few test images, which take most of the time.
     "smoke": Run(
         preset="smoke",
-        data="lesson_few",
+        data="glyphs_few",
         n_train=200,
         epochs=3,
         batch=50,
         teacher="resnet8_w0.5",
     ),
-    # Chosen on validation images and seeds 100 and 101 (benchmarks/lesson_search.csv).
-    "lesson": Run(n_train=2000, epochs=20, batch=64),
+    # Chosen on validation typefaces and seeds from 100 on (benchmarks/lesson_search.csv).
+    "lesson": Run(
+        n_train=2000,
+        epochs=30,
+        batch=32,
+        schedule="sgdr",
+        T_0=1.0,  # one cosine down to 0
+        teacher="resnet14",
+        teacher_seed=-1,
+    ),
     # OKDDip, Sec. "Settings" and its code (wd 5e-4; crop and flip).
     "okddip_paper": Run(
         preset="okddip_paper",
@@ -176,6 +194,9 @@ def canonical(run: Run, method: Method) -> Run:
         if value != fields(cls)[name].default or name in given  # else the preset would act again
     }
     changes: dict[str, Any] = {"method": cls.name, "params": tuple(sorted(params.items()))}
+    changes["data"] = sources.ALIASES.get(run.data, run.data)
+    changes["teacher_seed"] = run.seed if run.teacher_seed == -1 else run.teacher_seed
+    changes["hide"] = ",".join(sorted({name.strip() for name in run.hide.split(",")} - {""}))
     names = student_names(run, method)  # a wrong number of them is told now
     changes["student"] = names[0] if len(set(names)) == 1 else ",".join(names)
     if method.teacher_method() is None:
@@ -184,9 +205,13 @@ def canonical(run: Run, method: Method) -> Run:
             "teacher_seed": 0,
             "teacher_lr": 0.0,
             "teacher_pretrained": False,
+            "teacher_n_train": 0,
         }
-    elif run.teacher_lr == run.lr:
-        changes["teacher_lr"] = 0.0
+    else:
+        changes["teacher_lr"] = 0.0 if run.teacher_lr == run.lr else run.teacher_lr
+        changes["teacher_n_train"] = (
+            0 if run.teacher_n_train == run.n_train else run.teacher_n_train
+        )
     no_effect = ("milestones",) if run.schedule != "step" else ()
     no_effect += ("T_0", "T_mult") if run.schedule != "sgdr" else ()
     no_effect += ("momentum", "nesterov") if run.optimizer != "sgd" else ()
@@ -230,6 +255,12 @@ def _teacher_run(run: Run, cls: type[Method], values: dict) -> Run:
         epochs = 0 if run.teacher_pretrained else run.epochs
         taught |= {"student": run.teacher, "lr": run.teacher_lr or run.lr}
         taught |= {"epochs": epochs, "pretrained": not epochs}
+    taught["hide"] = ""  # what the student does not see is no business of its teacher's
+    if run.teacher_n_train:  # as many steps, on other images
+        taught |= {"n_train": run.teacher_n_train, "teacher_n_train": 0}
+        if run.n_train and taught.get("epochs", run.epochs):
+            epochs = run.epochs * run.n_train / run.teacher_n_train
+            taught["epochs"] = max(1, round(epochs))
     return _set(run, **taught)
 
 
@@ -262,28 +293,35 @@ def run_from(values: dict) -> Run:
         raise ValueError(f"not a run of this version: {e}") from e
 
 
-def label(run: "Run | Plan") -> str:
-    """Title of the method, and whatever differs from the preset and the method's defaults:
-    "OKDDip (m=6)"."""
+def unusual(run: "Run | Plan") -> dict[str, Any]:
+    """The fields of a run that differ from its preset and its method's defaults, seeds aside."""
     planned = plan(run)
     run, method, base = planned.run, planned.method, PRESETS.get(planned.run.preset, Run())
-    usual = _set(base, method=run.method, schedule=run.schedule)
-    usual = canonical(usual, method)
+    usual = canonical(_set(base, method=run.method, schedule=run.schedule), method)
     usual_params = method.presets.get(run.preset, {})
-    unusual = {
+    found = {
         name: value
         for name, value in run.params
         if name not in usual_params or usual_params[name] != value
     }
+    if run.teacher_seed in (0, run.seed):  # one of the two usual ones
+        usual = _set(usual, teacher_seed=run.teacher_seed)
     for name in fields(Run):
         if name not in ("method", "seed", "preset", "schedule", "params"):
             value = getattr(run, name)
             if value != getattr(usual, name):
-                unusual[name] = value
+                found[name] = value
     if run.schedule != base.schedule:
-        unusual["schedule"] = run.schedule
-    texts = [_field_text(name, value) for name, value in unusual.items()]
-    return f"{method.title} ({', '.join(texts)})" if texts else method.title
+        found["schedule"] = run.schedule
+    return found
+
+
+def label(run: "Run | Plan") -> str:
+    """Title of the method, and whatever differs from the preset and the method's defaults:
+    "OKDDip (m=6)". Runs that differ in nothing but their seeds have one label."""
+    texts = [_field_text(name, value) for name, value in unusual(run).items()]
+    title = plan(run).method.title
+    return f"{title} ({', '.join(texts)})" if texts else title
 
 
 def _field_text(name: str, value: Any) -> str:

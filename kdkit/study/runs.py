@@ -3,6 +3,7 @@
 import copy
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from .. import train
 from ..callbacks import NotFinite
 from ..data import Data
 from ..device import choose_device, plain_modes, use_threads
+from ..fields import choose
 from ..randomness import own_draws, seed_of
 from . import fingerprint, store
 from .callbacks import Checkpoint, Interrupted, Progress, ProgressFile, raise_if_stopped, stoppable
@@ -44,9 +46,20 @@ def get(
 
 
 def load_images(planned: Plan, device: torch.device) -> Data:
-    """The images of a run, on the device."""
-    data = fingerprint.load_data(planned.run.data)
-    return data.subset(planned.run.n_train).to(device)
+    """The images of a run, on the device, without the training images of the classes that it
+    hides. ValueError: an unknown class, or no image is left."""
+    data = fingerprint.load_data(planned.run.data).subset(planned.run.n_train)
+    if planned.run.hide:
+        hidden = [
+            data.class_names.index(choose(name, data.class_names, f"class of {data.name}"))
+            for name in planned.run.hide.split(",")
+        ]
+        seen = ~torch.isin(data.y, torch.tensor(hidden, device=data.y.device))
+        if not seen.any():
+            raise ValueError(f"hide={planned.run.hide!r}: no training image is left")
+        kept = seen.nonzero()[:, 0]
+        data = replace(data, x=data.x[kept], y=data.y[kept])
+    return data.to(device)
 
 
 def check_fit(runs: Iterable[Plan]) -> None:
@@ -59,7 +72,7 @@ def check_fit(runs: Iterable[Plan]) -> None:
         alike = planned.run.replace(seed=0, teacher_seed=0)
         if alike not in seen:
             seen.add(alike)
-            images = (alike.data, alike.n_train)
+            images = (alike.data, alike.n_train, alike.hide)
             if images not in loaded:
                 loaded = {images: load_images(planned, choose_device())}  # one at a time in memory
             rehearse(planned, loaded[images])

@@ -1,11 +1,14 @@
 """The data sets that come with kdkit: each is one function, registered as anybody's would be.
 
-The lesson set is in the package; the others are read from files, which `download` fetches.
+The printed characters are in the package; the others are read from files, which `download`
+fetches.
 """
 
+import hashlib
 import inspect
 import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import Data, Stream, dataset, interleave, loader_of, register_dataset, tensors
+from ..data import Data, Stream, dataset, loader_of, register_dataset, tensors
 from ..data import load as load_registered
 from ..fields import choose
 from . import files
-from .files import LESSON, find, read_cifar, read_fashion
+from .files import GLYPHS, find, read_cifar, read_fashion
 
 FASHION = (
     "T-shirt/top",
@@ -43,11 +46,12 @@ class _Set(NamedTuple):
     std: tuple[float, ...]
 
 
-_GREY = ((0.2860,), (0.3530,))
+_GREY, _INK = ((0.2860,), (0.3530,)), ((0.0702,), (0.2174,))
+ALIASES = {"lesson": "glyphs"}  # another name of a data set -> its own, which stands in ids
 SETS = {
-    "lesson": _Set("lesson", 10, *_GREY),
-    "lesson_few": _Set("lesson", 10, *_GREY),
-    "lesson_val": _Set("fashion_mnist", 10, *_GREY),
+    "glyphs": _Set("glyphs", 100, *_INK),
+    "glyphs_val": _Set("glyphs", 100, *_INK),
+    "glyphs_few": _Set("glyphs", 100, *_INK),
     "fashion_mnist": _Set("fashion_mnist", 10, *_GREY),
     "fashion_mnist32": _Set("fashion_mnist", 10, _GREY[0] * 3, _GREY[1] * 3),
     "cifar10": _Set("cifar10", 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -61,43 +65,46 @@ def _made(name: str, images: tuple[Tensor, ...], names: tuple[str, ...] = FASHIO
     return tensors(*images, names=names, mean=SETS[name].mean, std=SETS[name].std)
 
 
-def _lesson() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """x, y, x_test, y_test, and the places of x in Fashion-MNIST's training set."""
-    with np.load(LESSON, allow_pickle=False) as z:
-        x, y, x_test, y_test, i = (
-            torch.from_numpy(z[k]) for k in ("x", "y", "x_test", "y_test", "train_index")
+def _glyphs(test: str) -> Data:
+    """The training images, and those of a test set: "test" or "val"."""
+    with np.load(GLYPHS, allow_pickle=False) as z:
+        x, y, x_test, y_test = (
+            torch.from_numpy(z[name]) for name in ("x", "y", f"x_{test}", f"y_{test}")
         )
-    return x[:, None], y.long(), x_test[:, None], y_test.long(), i.long()
+        names = tuple(z["characters"].tolist())
+    images = x[:, None], y.long(), x_test[:, None], y_test.long()
+    return _made("glyphs", images, names)
 
 
-@register_dataset("lesson")
-def lesson() -> Data:
-    """Fashion-MNIST's first 500 training images of each class, in turn, and all test images."""
-    return _made("lesson", _lesson()[:4])
+@register_dataset("glyphs", "lesson")
+def glyphs() -> Data:
+    """100 printed characters, 20 x 20 pixels, grey: 100 training images each, from typefaces that
+    look like none of the 100 test typefaces, of which there is every character."""
+    return _glyphs("test")
 
 
-@register_dataset("lesson_few")
-def lesson_few() -> Data:
-    """The lesson with 50 of its test images per class, for quick trials."""
-    x, y, x_test, y_test, _ = _lesson()
-    few = interleave(y_test)[:500]
-    return _made("lesson_few", (x, y, x_test[few], y_test[few]))
+@register_dataset("glyphs_val")
+def glyphs_val() -> Data:
+    """The characters with 60 other typefaces as test set: recipes are chosen on it."""
+    return _glyphs("val")
 
 
-@register_dataset("lesson_val")
-def lesson_val(root: Root = None) -> Data:
-    """The lesson's training images and, for a test set, 10,000 of Fashion-MNIST's training images
-    that the lesson does not use: recipes are chosen on it."""
-    folder = find("fashion_mnist", root)
-    x, y, _, _, index = _lesson()
-    x_all, y_all, _, _ = read_fashion(folder)
-    if len(y_all) != 60_000 or not x_all[index].equal(x) or not y_all[index].equal(y):
-        raise ValueError(
-            f"{folder}: these are not Fashion-MNIST's original training images, which "
-            "lesson_val needs: `python -m kdkit data fashion_mnist` gets them"
-        )
-    last = interleave(y_all)[-10_000:]  # the last 1,000 of each class; the lesson has the first 500
-    return _made("lesson_val", (x, y, x_all[last], y_all[last]))
+@register_dataset("glyphs_few")
+def glyphs_few() -> Data:
+    """The characters of five test typefaces alone, for quick trials."""
+    data = _glyphs("test")
+    return replace(data, x_test=data.x_test[:500], y_test=data.y_test[:500])
+
+
+@cache
+def glyph_faces(test: str = "test") -> tuple[np.ndarray, list[str]]:
+    """(which typeface each image of a test set shows (M,) int64, from 0; their names).
+
+    test: "test" or "val".
+    """
+    with np.load(GLYPHS, allow_pickle=False) as z:
+        names, number = np.unique(z[f"face_{test}"], return_inverse=True)
+        return number.astype(np.int64), z["faces"][names].tolist()
 
 
 @register_dataset("fashion_mnist")
@@ -179,7 +186,9 @@ def load(
 def place_of(name: str) -> Path:
     """Where the files of a data set are. ValueError for a name that is not read from files;
     MissingData, which says how to get them."""
-    return find(SETS[choose(name, SETS, "data set read from files")].family, None).absolute()
+    return find(
+        SETS[choose(ALIASES.get(name, name), SETS, "data set read from files")].family, None
+    ).absolute()
 
 
 def download(name: str, root: Root = None, progress: bool = True) -> Path:
@@ -190,17 +199,30 @@ def download(name: str, root: Root = None, progress: bool = True) -> Path:
     MissingData for ImageNet, which nobody may pass on; OSError or RuntimeError if the transfer
     fails.
     """
-    return files.fetch(SETS[choose(name, SETS, "data set")].family, root, progress)
+    return files.fetch(
+        SETS[choose(ALIASES.get(name, name), SETS, "data set")].family, root, progress
+    )
+
+
+@cache
+def _package_digest() -> str:
+    """SHA-256 of the images in the package, however their file is packed."""
+    digest = hashlib.sha256()
+    with np.load(GLYPHS, allow_pickle=False) as z:
+        for name in sorted(z.files):
+            digest.update(repr((name, z[name].shape, z[name].dtype.str)).encode())
+            digest.update(z[name].tobytes())
+    return digest.hexdigest()
 
 
 def identity(name: str, root: Root = None) -> tuple[str, str]:
     """(digest, what it is of) for the files that a data set of this module is read from.
 
-    ("", "package") for the lesson, whose one file belongs to the package's own code; else a
-    SHA-256 of "contents" or of "names and sizes": see `files.identity`. Errors: ValueError for
-    another name (`Data.content_digest` tells those apart) or a damaged file; MissingData.
+    A SHA-256 of "contents" or of "names and sizes": see `files.identity`; of the images in the
+    package, those. Errors: ValueError for another name (`Data.content_digest` tells
+    those apart) or a damaged file; MissingData.
     """
-    family = SETS[choose(name, SETS, "data set read from files")].family
-    if family == "lesson":
-        return "", "package"
+    family = SETS[choose(ALIASES.get(name, name), SETS, "data set read from files")].family
+    if family == "glyphs":
+        return _package_digest(), "package"
     return files.identity(family, find(family, root))

@@ -13,11 +13,15 @@ def summary(values) -> tuple[int, float, float]:
 
 def paired(ours: Array, control: Array) -> tuple[int, float, float]:
     """(n, mean difference, half width of its 95 % interval by Student's t) over paired seeds."""
-    d = np.asarray(ours, np.float64) - np.asarray(control, np.float64)
-    n, mean, std = summary(d)
+    n, mean, std = summary(np.asarray(ours, np.float64) - np.asarray(control, np.float64))
+    return n, mean, half_width(std, n)
+
+
+def half_width(std: float, n: int) -> float:
+    """Half of the 95 % interval, by Student's t, of the mean of n values with deviation std."""
     if n < 2:
-        return n, mean, float("nan")
+        return float("nan")
     from scipy.special import stdtrit  # slow to import, and only this needs it
 
     t = round(float(stdtrit(n - 1, 0.975)), 3)  # as tables print it
-    return n, mean, t * std / np.sqrt(n)
+    return t * std / np.sqrt(n)

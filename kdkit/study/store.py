@@ -200,6 +200,7 @@ def save(planned: Plan, fitted: Fitted, data, resumed_at: int | None = None) -> 
     path, method, labels = root() / planned.id, fitted.method, data.y_test.cpu().numpy()
     logits, z, t = compress_logits(fitted.test_logits, fitted.teacher_logits, labels)
     result = metrics.report(z, labels, method.peers(), method.deployed(planned.run.seed), t)
+    result |= correlations(method, z, t)
     if fitted.history:
         best = max(fitted.history, key=lambda row: np.mean(row["probe_top1"]))
         result["best_probe"] = {"epoch": best["epoch"], "top1": best["probe_top1"]}
@@ -246,6 +247,20 @@ def save(planned: Plan, fitted: Fitted, data, resumed_at: int | None = None) -> 
     for left in ("checkpoint.pt", "progress.json") if main_process() else ():
         (path / left).unlink(missing_ok=True)
     return Record(path, meta)
+
+
+def correlations(method: Method, z: np.ndarray, t: np.ndarray | None) -> dict[str, float]:
+    """Mean correlation numbers of the teacher and of what each student gets from the others, where
+    the method has a `collect`, at T = 1 and 4. z (m, N, K), t (N, K): logits."""
+    sources = {} if t is None else {"teacher": t}
+    if hasattr(method, "collect"):
+        collected = method.collect(torch.from_numpy(np.asarray(z, np.float32)))
+        sources["collection"] = collected.numpy()
+    return {
+        f"correlation_{who}{end}": float(metrics.correlation_number(metrics.softmax(v, T)).mean())
+        for who, v in sources.items()
+        for T, end in ((1.0, ""), (4.0, "_T4"))
+    }
 
 
 def commit() -> str | None:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -80,13 +80,14 @@ def run_jobs(
     workers: int | None = None,
     module: str | None = None,
     title: str = "sweep",
+    on_done: Callable[[str], None] | None = None,
     **env: str,
 ) -> dict[str, str]:
     """Do all jobs, side by side, in their order as far as their needs allow; one bar.
 
-    workers: how many processes, by default one per core; env: variables for them. Returns the title
-    of each failed job -> why. Raises Interrupted on Ctrl-C or SIGTERM, when the workers have saved
-    their runs.
+    workers: how many processes, by default one per core; on_done: called with the key of each job
+    that succeeded; env: variables for the processes. Returns the title of each failed job -> why.
+    Raises Interrupted on Ctrl-C or SIGTERM, when the workers have saved their runs.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers}: must be at least 1")
@@ -137,6 +138,8 @@ def run_jobs(
                     epochs[key] = jobs[key].epochs
                     if why is not None:
                         failed[key] = why
+                    elif on_done:
+                        on_done(key)
                 bar.update(sum(epochs.values()) - bar.n)
                 if stop.is_set():
                     raise Interrupted(
@@ -240,11 +243,15 @@ def own_names(planned: Plan) -> list[str]:
 
 
 def sweep(
-    runs: Iterable[Run], workers: int | None = None, module: str | None = None
+    runs: Iterable[Run],
+    workers: int | None = None,
+    module: str | None = None,
+    on_done: Callable[[str], None] | None = None,
 ) -> dict[str, str]:
     """Train what of `runs` is not in the store, side by side; the title of each failed run -> why.
 
-    module: a Python file with the runs' own methods. What is stored already is not trained again,
+    module: a Python file with the runs' own methods. on_done: called with the id of each run that
+    is stored now. What is stored already is not trained again,
     what was begun goes on. ValueError, before anything is trained, for bad fields and for a run
     that does not fit its networks and data.
     """
@@ -257,4 +264,4 @@ def sweep(
                 "one run after another, with lab.all"
             )
     check_fit(plans)
-    return run_jobs(missing(plans), workers, module)
+    return run_jobs(missing(plans), workers, module, on_done=on_done)

@@ -24,6 +24,7 @@ class Lab:
 
     base: Run
     seeds: tuple[int, ...]
+    reference: bool = False  # are figures drawn from the project's reference where that will do?
 
     def run(self, **fields) -> Run:
         """The run of this lab with fields changed: `lab.run(method="kd", T=2.0)`."""
@@ -53,10 +54,12 @@ class Lab:
         return f"{mean:+.2f} ± {half:.2f} (n={n}): {'' if abs(mean) > half else 'not '}shown"
 
     def figure(self, name: str) -> pd.DataFrame:
-        """Get the runs of a figure, draw it, save it, show it with what it says; its numbers."""
-        wanted = figures.get_figure(name).runs
-        records = [record for fields in wanted for record in self.all(**fields)]
-        table, fig, (alt, *findings) = figures.make(name, records)
+        """Get the runs of a figure, draw it, save it, show it with what it says; its numbers.
+
+        Where the project's reference has rows of the same recipe and data, they lie beneath in
+        grey, and are said to.
+        """
+        table, fig, (alt, *findings) = figures.make(name, *self._records(name))
         try:
             figures.save(fig, name, alt, table)
         except OSError as e:  # as in a class folder that is read-only
@@ -65,19 +68,31 @@ class Lab:
         display(HTML(f"<p>{alt}</p>" + "".join(f"<p>→ {line}</p>" for line in findings)))
         return table
 
+    def _records(self, name: str) -> tuple[list[Record], list[Record]]:
+        """The records that a figure is drawn of, and those beneath it."""
+        entry = figures.get_figure(name)
+        rows = figures.reference_records(entry, self.base)
+        if self.reference and rows:
+            return rows, []
+        own = [record for fields in entry.runs(self.base) for record in self.all(**fields)]
+        return own, rows if len(rows) > len(own) else []
 
-def lab(preset_name: str = "auto", seeds: int | None = None, **fields) -> Lab:
+
+def lab(preset_name: str = "auto", seeds: int | str | None = None, **fields) -> Lab:
     """The lab of a preset; "auto" is $KDKIT_PRESET, or the lesson.
 
-    seeds: how many (0, 1, ...); if not given $KDKIT_SEEDS, or 1. fields: changes to every run.
+    seeds: how many (0, 1, ...), or "reference": seed 0, and figures of the project's reference; if
+    not given $KDKIT_SEEDS, or 1. fields: changes to every run.
     """
     if preset_name == "auto":
         preset_name = os.environ.get("KDKIT_PRESET") or "lesson"
     if seeds is None:
-        seeds = int(os.environ.get("KDKIT_SEEDS") or 1)
-    if seeds < 1:
-        raise ValueError(f"seeds={seeds!r}: must be at least 1")
-    return Lab(preset(preset_name, **fields), tuple(range(seeds)))
+        seeds = os.environ.get("KDKIT_SEEDS") or 1
+    if seeds == "reference":
+        return Lab(preset(preset_name, **fields), (0,), reference=True)
+    if int(seeds) < 1:
+        raise ValueError(f"seeds={seeds!r}: must be at least 1, or reference")
+    return Lab(preset(preset_name, **fields), tuple(range(int(seeds))))
 
 
 class _LivePicture:

@@ -25,6 +25,7 @@ from ..fields import Field, fields
 from ..methods import list_methods, method_class
 from . import figures, store
 from .figures import tables
+from .hidden import hidden_numbers
 from .papers import runs
 from .plans import Plan, control, plan
 from .store import Record
@@ -136,24 +137,27 @@ def present(box: W.VBox) -> None:
 def temperature(record: Record, T: float = 4.0, image: int | None = None) -> None:
     """Softened predictions of teacher and first student for one test image, by temperature.
 
-    image: position in the test set; None: the teacher's least certain one.
+    image: position in the test set; None: one that the teacher is sure of and right, with one
+    clear rival.
     """
     (z, z_t), names = record.logits(), record.meta["class_names"]
     if z_t is None:
         raise ValueError(f"run {record.id} ({record.run.method}) has no teacher to show")
+    x, y = tables.test_images(record.run.data), record.labels
     if image is None:
-        image = int(metrics.softmax(z_t).max(-1).argmin())
+        image = clear_rival(z_t, y)
 
     def draw(fig, image, T):
         p, q = metrics.softmax(z_t[image], T), metrics.softmax(z[0, image], T)
         text = (
-            f"image {image}, T = {T:g}: entropy {metrics.entropy(p):.3f} (teacher), "
-            f"{metrics.entropy(q):.3f} (student) nats; classes above 1/K "
+            f"image {image} ({names[y[image]]}), T = {T:g}: entropy {metrics.entropy(p):.3f} "
+            f"(teacher), {metrics.entropy(q):.3f} (student) nats; classes above 1/K "
             f"{int(metrics.correlation_number(p))} and {int(metrics.correlation_number(q))}; "
             f"KL(teacher‖student) {metrics.kl_divergence(p, q):.4f}, "
             f"KL(student‖teacher) {metrics.kl_divergence(q, p):.4f}"
         )
-        return figures.draw_temperature(z_t[image], z[0, image], T, names, fig), text
+        shown = x[image], int(y[image])
+        return figures.draw_temperature(z_t[image], z[0, image], T, names, *shown, fig), text
 
     present(
         panel(
@@ -163,6 +167,14 @@ def temperature(record: Record, T: float = 4.0, image: int | None = None) -> Non
             image=slider("test image", image, 0, z.shape[1] - 1, 1),
         )
     )
+
+
+def clear_rival(z: np.ndarray, y: np.ndarray) -> int:
+    """The image with the greatest distance from the second to the third logit among those that are
+    named rightly with at least 95 %; of all, where there is none. z (N, K), y (N,)."""
+    first, second, third = -np.sort(-z, axis=-1)[:, :3].T if z.shape[1] > 2 else [*z.T, z[:, 0]]
+    sure = (z.argmax(-1) == y) & (metrics.softmax(z).max(-1) >= 0.95)
+    return int(np.where(sure, second - third, (second - third) - 1e6).argmax())
 
 
 def attention(record: Record) -> None:
@@ -193,6 +205,7 @@ def collection(record: Record, image: int | None = None) -> None:
     z, names = record.logits()[0], record.meta["class_names"]
     if not hasattr(record.method, "collect"):
         raise ValueError(f"run {record.id} ({record.run.method}) has no collection")
+    x, y = tables.test_images(record.run.data), record.labels
     if image is None:
         image = int(metrics.softmax(z).var(0).sum(-1).argmax())
 
@@ -203,12 +216,13 @@ def collection(record: Record, image: int | None = None) -> None:
         p, q = metrics.softmax(z[student - 1, image], tau), metrics.softmax(m, tau)
         kl = metrics.kl_divergence(p, q) if reverse else metrics.kl_divergence(q, p)
         text = (
-            f"image {image}, tau = {tau:g}: student {student} receives {kind}; "
+            f"image {image} ({names[y[image]]}), tau = {tau:g}: student {student} receives {kind}; "
             f"{'reverse' if reverse else 'forward'} KL {kl:.4f}; classes above 1/K "
             f"{int(metrics.correlation_number(q))} in the collection, "
             f"{int(metrics.correlation_number(p))} in the student"
         )
-        return figures.draw_collection(z[:, image], m, student - 1, tau, names, fig), text
+        shown = x[image], int(y[image])
+        return figures.draw_collection(z[:, image], m, student - 1, tau, names, *shown, fig), text
 
     present(
         panel(
@@ -401,6 +415,49 @@ class Trainer:
             picture = figures.html(figures.draw_progress(history, text), f"curves, {text}")
             self.curve.value = picture
         self.bar.value, self.note.value = epoch, text
+
+
+def unseen(lab: Lab, hide: str = "é,Q", T: float = 4.0) -> None:
+    """A student that never saw the chosen characters: what it calls their test images.
+
+    It learns without labels from its teacher's answers to all other characters, or, with the box
+    ticked, from labels alone. Stored runs answer at once; a missing one can be trained here.
+    """
+    trainer = Trainer(lambda: box.redraw())
+
+    def draw(fig, hide, T, labels, bias):
+        taught = {"method": "kd", "T": T, "r": 0.0, "alpha": 1.0}
+        fields = {"method": "baseline"} if labels else taught
+        run = plan(lab.run(**fields, hide=hide, seed=lab.seeds[0]))
+        record = store.find(run)
+        trainer.offer(run, record is not None)
+        if record is None:
+            return figures.draw_progress([], "not trained yet"), (
+                f"run {run.id} is not in the store: train it"
+            )
+        numbers = hidden_numbers(record)
+        who = "labels alone" if labels else f"a teacher's answers at T = {T:g}"
+        text = (
+            f"{record.run.hide}, hidden from a student of {who}: it names "
+            f"{numbers['hidden_top1']:.0f} % of their test images, with the fitted bias "
+            f"{numbers['hidden_top1_bias']:.0f} %, and {numbers['seen_top1']:.1f} % of all others"
+        )
+        images = tables.test_images(record.run.data)
+        title = f"what it calls them{', with the fitted bias' if bias else ''}; bold: right"
+        return figures.draw_named(figures.named_images(record, bias), images, title), text
+
+    box = panel(
+        "unseen",
+        draw,
+        hide=W.Text(value=hide, description="hidden", continuous_update=False, style=WIDE),
+        T=slider("temperature T", T, 1.0, 20.0, 1.0),
+        labels=W.Checkbox(value=False, description="labels alone", style=WIDE),
+        bias=W.Checkbox(value=False, description="fitted bias", style=WIDE),
+    )
+    if store.quiet():
+        return present(box)
+    buttons = W.HBox([trainer.go, trainer.halt, trainer.bar])
+    display(W.VBox([box, buttons, trainer.note, trainer.curve]))
 
 
 def ablation_lab(lab: Lab, method: str = "") -> None:

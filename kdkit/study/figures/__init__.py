@@ -16,6 +16,7 @@ from .index import (
     get_figure,
     list_figures,
     make,
+    reference_records,
     save,
     wanted,
 )
@@ -46,6 +47,8 @@ from .correlation import (
 from .calibration import draw_reliability, reliability_table
 from .curves import Curves, Diversity, curves_table, draw_curves, draw_progress
 from .predictions import draw_collection, draw_images, draw_temperature, show_images
+from .knowledge import class_similarity, draw_similarity, peers_table, told_table
+from .unseen import draw_named, few_images_runs, hidden_table, named_images
 from . import results
 
 for _module in pkgutil.iter_modules(__path__):  # files that are added register theirs last
@@ -63,6 +66,7 @@ __all__ = [
     "accuracy_table",
     "attention_table",
     "class_maximum_table",
+    "class_similarity",
     "correlation_table",
     "curves_table",
     "distribution_table",
@@ -76,16 +80,20 @@ __all__ = [
     "draw_ensembles",
     "draw_images",
     "draw_matrices",
+    "draw_named",
     "draw_progress",
     "draw_reliability",
+    "draw_similarity",
     "draw_temperature",
     "end_labels",
+    "few_images_runs",
     "ensemble_table",
     "figure",
     "figures_root",
     "frame",
     "get_figure",
     "grouped",
+    "hidden_table",
     "html",
     "image_numbers",
     "kdkit_style",
@@ -95,7 +103,10 @@ __all__ = [
     "margin_text",
     "mean_sd_text",
     "method_style",
+    "named_images",
     "paired",
+    "peers_table",
+    "reference_records",
     "reliability_table",
     "results",
     "save",
@@ -103,6 +114,7 @@ __all__ = [
     "show_images",
     "spread",
     "text_colour",
+    "told_table",
     "verdict",
     "wanted",
 ]

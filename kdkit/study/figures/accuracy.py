@@ -8,12 +8,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ...methods import method_class
+from .. import statistics
 from ..store import Record
 from . import index, tables
 from .index import figure
 from .style import (
     DASHED,
     FAINT_COLOUR,
+    REFERENCE_COLOUR,
     TEXT_COLOUR,
     end_labels,
     kdkit_style,
@@ -68,16 +70,21 @@ def accuracy_table(
 
 
 @kdkit_style()
-def draw_accuracy(table: pd.DataFrame, unit: str = "test accuracy (%)") -> Figure:
+def draw_accuracy(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
     """Side by side: every seed a dot, the mean a bar, its deviation a line; on the right the
     difference to the control, paired by seed, with its 95 % interval: hollow where not shown.
 
-    table: of `accuracy_table`.
+    table: of `accuracy_table`; reference: likewise, of the reference: its means and their 95 %
+    intervals lie beneath in grey.
     """
     fig = Figure(figsize=(9.2, 1.15 + 0.36 * len(table)))
     left, right = fig.subplots(1, 2, sharey=True, width_ratios=(1.2, 1))
     for y, (_, row) in enumerate(table.iterrows()):
         look = method_style(row["method"]) | {"linestyle": "none"}
+        if (grey := tables.row_of(reference, row["label"])) is not None:
+            half = statistics.half_width(grey["sd"], int(grey["n"]))
+            _draw_reference(left, y, grey["mean"], half)
+            _draw_reference(right, y, grey["difference"], grey["half_width"])
         _draw_values(left, y, row, row[seed_columns(table)].dropna().astype(float), look)
         if row["control"]:
             _draw_difference(right, y, row, look)
@@ -85,11 +92,22 @@ def draw_accuracy(table: pd.DataFrame, unit: str = "test accuracy (%)") -> Figur
     left.set_yticks(range(len(table)), [fill(text, 30) for text in table["label"]])
     left.set(
         ylim=(len(table) - 0.4, -0.6),
-        xlabel=f"{unit}, {count_text(table[table['method'] != ''])}",
-        title="Every seed, mean ± deviation",
+        xlabel=f"test accuracy (%), {count_text(table[table['method'] != ''])}",
+        title="Every seed, mean ± deviation" if table["n"].max() > 1 else "One seed",
     )
-    right.set(xlabel="points, paired by seed; hollow: not shown", title="Difference, 95 % interval")
+    several = table["pairs"].max() > 1
+    right.set(
+        xlabel="points, paired by seed; hollow: not shown" if several else "points, of one seed",
+        title="Difference, 95 % interval" if several else "Difference",
+    )
     return fig
+
+
+def _draw_reference(ax, y: int, mean: float, half_width: float) -> None:
+    """A mean of the reference and its 95 % interval, beneath."""
+    style = {"color": REFERENCE_COLOUR, "zorder": 1}
+    ax.plot([mean - half_width, mean + half_width], [y, y], lw=7, solid_capstyle="butt", **style)
+    ax.plot(mean, y, "|", markersize=13, mew=1.5, color="white", zorder=1)
 
 
 def _draw_values(ax, y: int, row: pd.Series, values: pd.Series, look: dict) -> None:
@@ -108,33 +126,56 @@ def _draw_difference(ax, y: int, row: pd.Series, look: dict) -> None:
     """One row's difference to its control with its interval."""
     difference, half = row["difference"], row["half_width"]
     hollow = {} if row["shown"] else {"markerfacecolor": "white", "alpha": 0.55}
+    if row["pairs"] == 1:
+        hollow = {"markerfacecolor": "white"}
     ax.errorbar(difference, y, xerr=np.nan_to_num(half), **look | hollow, capsize=3, lw=1.4)
     text = fill(f"{mean_sd_text(difference, half, '+')} vs {row['control']}", 36)
     margin_text(ax, y, text, TEXT_COLOUR if row["shown"] else FAINT_COLOUR)
 
 
-def say_accuracy(table: pd.DataFrame) -> list[str]:
-    """Every accuracy, then every difference to its control. table: of `accuracy_table`."""
+def say_accuracy(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> list[str]:
+    """Every accuracy, then every difference to its control; of one seed in one sentence, with
+    those of the reference where there is one. table, reference: of `accuracy_table`."""
     runs = table[table["method"] != ""]
     accuracies = ", ".join(
         f"{row['label']} {mean_sd_text(row['mean'], row['sd'])}" for _, row in table.iterrows()
     )
-    return [
-        f"Test accuracy in percent over {tables.seeds_text(runs)}: {accuracies}.",
-        *(
-            verdict(row["label"], row["control"], row)
-            for _, row in runs.iterrows()
-            if row["control"]
-        ),
+    sentences = [f"Test accuracy in percent over {tables.seeds_text(runs)}: {accuracies}."]
+    compared = runs[runs["control"] != ""]
+    if len(compared) and compared["pairs"].max() < 2:
+        above = (compared["difference"] > 0).sum()
+        sentences.append(
+            f"{above} of {len(compared)} differences are above 0; one seed gives no interval, so "
+            "nothing is shown by this run alone."
+        )
+        runs = reference[reference["method"] != ""] if reference is not None else runs[:0]
+    return sentences + [
+        verdict(row["label"], row["control"], row) for _, row in runs.iterrows() if row["control"]
     ]
 
 
 @kdkit_style()
-def draw_sweep(table: pd.DataFrame, field: str, xlabel: str, log: bool = False) -> Figure:
+def draw_sweep(
+    table: pd.DataFrame,
+    field: str,
+    xlabel: str,
+    log: bool = False,
+    reference: pd.DataFrame | None = None,
+) -> Figure:
     """Accuracy against a field of the method, a line for each method; rows without the field are
-    level lines. table: of `accuracy_table` with a column `field`; log: base 2 along x."""
+    level lines. table: of `accuracy_table` with a column `field`; log: base 2 along x; reference:
+    as table, its means and 95 % intervals in grey beneath."""
     fig, ends = Figure(figsize=(6.8, 3.5)), []
     ax = fig.subplots()
+    if reference is not None:
+        for _, rows in reference.dropna(subset=[field]).groupby("method", sort=False):
+            rows = rows.sort_values(field)
+            half = [
+                statistics.half_width(sd, int(n))
+                for sd, n in zip(rows["sd"], rows["n"], strict=True)
+            ]
+            grey = {"color": REFERENCE_COLOUR, "zorder": 1, "marker": ""}
+            ax.errorbar(rows[field], rows["mean"], yerr=half, lw=3, elinewidth=3, **grey)
     for name, rows in table.groupby("method", sort=False):
         look, rows = method_style(name), rows.sort_values(field)
         if rows[field].isna().all():
@@ -159,16 +200,16 @@ def draw_sweep(table: pd.DataFrame, field: str, xlabel: str, log: bool = False) 
     return fig
 
 
-def say_sweep(table: pd.DataFrame, field: str) -> list[str]:
+def say_sweep(table: pd.DataFrame, field: str, reference: pd.DataFrame | None = None) -> list[str]:
     """Where each line is highest, and whether its ends differ by more than seeds do."""
-    sentences = say_accuracy(table)
+    sentences = say_accuracy(table, reference)
     for name, rows in table.dropna(subset=[field]).groupby("method", sort=False):
         rows = rows.sort_values(field)
         first, best, last = rows.iloc[0], rows.loc[rows["mean"].idxmax()], rows.iloc[-1]
         title = method_class(name).title
         highest = mean_sd_text(best["mean"], best["sd"])
         sentences.append(f"{title} is best at {field} = {best[field]:g} with {highest} %.")
-        if first[field] < last[field]:
+        if first[field] < last[field] and min(first["n"], last["n"]) > 1:
             subject = f"{title} with {field} = {last[field]:g}"
             difference = tables.paired_rows(last, first)
             sentences.append(verdict(subject, f"{field} = {first[field]:g}", difference))
@@ -202,11 +243,11 @@ class Sweep:
     def table(self, records: list[Record]) -> pd.DataFrame:
         return accuracy_table(records, field=self.field)
 
-    def draw(self, table: pd.DataFrame) -> Figure:
-        return draw_sweep(table, self.field, self.xlabel, self.log)
+    def draw(self, table: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
+        return draw_sweep(table, self.field, self.xlabel, self.log, reference)
 
-    def say(self, table: pd.DataFrame) -> list[str]:
-        return say_sweep(table, self.field)
+    def say(self, table: pd.DataFrame, reference: pd.DataFrame | None = None) -> list[str]:
+        return say_sweep(table, self.field, reference)
 
 
 ABLATION = Accuracy(against="first")

@@ -112,7 +112,7 @@ def say_attention(table: pd.DataFrame) -> list[str]:
     ]
 
 
-@figure("okddip_attention", notebook="06", runs=[{"method": "okddip"}])
+@figure("okddip_attention", notebook="06", runs=[{"method": "okddip"}], whole=True)
 class Attention:
     table = attention_table
     draw = draw_attention

@@ -100,6 +100,7 @@ def say_reliability(table: pd.DataFrame) -> list[str]:
     "calibration",
     notebook="09",
     runs=[{"method": m} for m in ("baseline", "kd", "ind", "one", "okddip", "dckd")],
+    whole=True,
 )
 class Calibration:
     table = reliability_table

@@ -5,7 +5,6 @@ DCKD's Figures 2 to 4, and the two distributions that it argues with.
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 from ... import metrics
@@ -13,38 +12,34 @@ from ..store import Record
 from . import tables
 from .index import figure
 from .predictions import distribution_bars, draw_image
-from .style import BARS, DASHED, TEXT_COLOUR, kdkit_style, mark_redrawn, reuse_figure
+from .style import BARS, DASHED, FAINT_COLOUR, TEXT_COLOUR, kdkit_style, mark_redrawn, reuse_figure
 from .tables import count_text, each_row, seed_columns, seeds_text, verdict
 
 DISTRIBUTIONS = {"p1": (0.55, *[0.05] * 9), "p2": (0.55, 0.45, *[0.0] * 8)}  # DCKD, before Eq. 15
 ABOVE_COLOUR, BELOW_COLOUR = "#bd1f01", "#b0b0b0"  # of bars above and below 1/K
 
 
-def correlation_table(records: list[Record], temperatures=(1.0, 4.0)) -> pd.DataFrame:
+def correlation_table(records: list[Record]) -> pd.DataFrame:
     """Mean correlation number over the test images of teacher, students and what each student
-    gets from the others (its method's `collect`), at each temperature: DCKD's Figure 4."""
-    numbers: dict[tuple[float, str], dict[int, float]] = {}
-    for record in records:
-        students, teacher = record.logits()
-        collection = record.method.collect(torch.from_numpy(students)).numpy()
-        sources = {"Teacher": teacher, "Students": students, "Collection": collection}
-        for T in temperatures:
-            for who, z in sources.items():
-                number = metrics.correlation_number(metrics.softmax(z, T)).mean()
-                numbers.setdefault((T, who), {})[record.run.seed] = float(number)
+    gets from the others (its method's `collect`), at T = 1 and 4: DCKD's Figure 4."""
+    names = {"Teacher": "teacher", "Students": "number", "Collection": "collection"}
     rows = []
-    for (T, who), values in numbers.items():
-        control = "" if who == "Teacher" else "Teacher"
-        compared = numbers[T, control] if control else {}
-        rows.append(
-            {
-                "T": T,
-                "who": who,
-                "control": control,
-                **tables.paired(values, compared),
-                **tables.spread(values),
-            }
-        )
+    for T, end in ((1.0, ""), (4.0, "_T4")):
+        numbers = {
+            who: {record.run.seed: record.result[f"correlation_{name}{end}"] for record in records}
+            for who, name in names.items()
+        }
+        for who, values in numbers.items():
+            control = "" if who == "Teacher" else "Teacher"
+            rows.append(
+                {
+                    "T": T,
+                    "who": who,
+                    "control": control,
+                    **tables.paired(values, numbers[control] if control else {}),
+                    **tables.spread(values),
+                }
+            )
     return tables.frame(rows, records)
 
 
@@ -234,7 +229,7 @@ def draw_class_map(
     """
     fig, (ax, below) = reuse_figure(fig, (8.4, 4.7), 2, 1, height_ratios=(2.4, 1))
     ax.annotate(
-        "peak",
+        f"peak: {names[peak]}",
         (peak, max(student[peak], teacher[peak])),
         (0, 16),
         ha="center",
@@ -245,6 +240,8 @@ def draw_class_map(
     title = f"Largest probability over all test images of: {names[true]}"
     distributions = [("teacher", teacher, BARS[0]), ("student", student, BARS[1])]
     distribution_bars(ax, title, distributions, names)
+    if len(names) > 20:
+        _name_peaks(ax, np.maximum(student, teacher), peak, names)
     # The images make one picture with gaps: an ax for each takes as long as the bars.
     strip = []
     for image in [*images, *like]:
@@ -259,6 +256,25 @@ def draw_class_map(
     hidden = below.xaxis, below.yaxis, *below.spines.values()
     mark_redrawn(below, except_=hidden)
     return fig
+
+
+def _name_peaks(ax, heights: np.ndarray, marked: int, names: list[str]) -> None:
+    """Names above the highest bars, where there are too many to name all; `marked` has an arrow."""
+    named: list[int] = []
+    for number in np.argsort(-heights, kind="stable"):
+        if len(named) < 9 and all(abs(number - other) > 2 for other in [*named, marked]):
+            named.append(number)
+            ax.annotate(
+                names[number],
+                (number, heights[number]),
+                (0, 2),
+                ha="center",
+                fontsize=9,
+                textcoords="offset points",
+                color=FAINT_COLOUR,
+                annotation_clip=False,
+            )
+    mark_redrawn(ax, except_=(ax.xaxis,))
 
 
 def draw_class_maximum(table: pd.DataFrame) -> Figure:
@@ -288,7 +304,7 @@ def say_class_maximum(table: pd.DataFrame) -> list[str]:
     ]
 
 
-@figure("dckd_classmax", notebook="07", runs=[{"method": "dckd"}])
+@figure("dckd_classmax", notebook="07", runs=[{"method": "dckd"}], whole=True)
 class ClassMaximum:
     table = class_maximum_table
     draw = draw_class_maximum

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from .. import statistics
 from ..store import Record
 from . import tables
 from .index import figure
@@ -15,6 +16,7 @@ from .style import (
     LINES,
     MARKERS,
     PALETTE,
+    REFERENCE_COLOUR,
     end_labels,
     kdkit_style,
     mark_redrawn,
@@ -62,16 +64,32 @@ def curves_table(records: list[Record], *quantities: str) -> pd.DataFrame:
 
 
 @kdkit_style()
-def draw_curves(table: pd.DataFrame, panels: dict[str, list[str]]) -> Figure:
+def draw_curves(
+    table: pd.DataFrame, panels: dict[str, list[str]], reference: pd.DataFrame | None = None
+) -> Figure:
     """Quantities over epochs: mean, a band of one deviation over the seeds, labels at the ends.
 
-    table: of `curves_table`; panels: title of a panel -> its quantities.
+    table: of `curves_table`; panels: title of a panel -> its quantities; reference: as table, its
+    means and 95 % intervals in grey beneath.
     """
     fig = Figure(figsize=(8.4 if len(panels) > 1 else 6.6, 3.4))
     axes = np.ravel(fig.subplots(1, len(panels)))
     for ax, (title, quantities) in zip(axes, panels.items(), strict=True):
+        if reference is not None:
+            _draw_reference(ax, reference[reference["quantity"].isin(quantities)])
         _draw_panel(ax, title, quantities, table[table["quantity"].isin(quantities)])
     return fig
+
+
+def _draw_reference(ax, table: pd.DataFrame) -> None:
+    """The curves of the reference, beneath."""
+    for _, rows in table.groupby(["label", "quantity"], sort=False):
+        half = [
+            statistics.half_width(sd, int(n)) for sd, n in zip(rows["sd"], rows["n"], strict=True)
+        ]
+        low, high = rows["mean"] - half, rows["mean"] + half
+        ax.fill_between(rows["epoch"], low, high, color=REFERENCE_COLOUR, alpha=0.6, lw=0)
+        ax.plot(rows["epoch"], rows["mean"], color=REFERENCE_COLOUR, marker="", ls="-", lw=1.2)
 
 
 def _draw_panel(ax, title: str, quantities: list[str], table: pd.DataFrame) -> None:
@@ -109,7 +127,8 @@ def say_curves(table: pd.DataFrame) -> list[str]:
     sentences = [f"Curves over {epochs} epochs, {seeds_text(table)}; at the end: {values}."]
     for name, rows in last.groupby("label", sort=False):
         by_quantity = {row["quantity"]: row for _, row in rows.iterrows()}
-        if TRAINING in by_quantity and PROBE in by_quantity:
+        several = rows["n"].max() > 1
+        if several and TRAINING in by_quantity and PROBE in by_quantity:
             difference = tables.paired_rows(by_quantity[TRAINING], by_quantity[PROBE])
             subject = f"{name}'s training accuracy"
             sentences.append(verdict(subject, "that on the probe", difference))
@@ -140,7 +159,7 @@ def say_diversity(table: pd.DataFrame) -> list[str]:
         f"{bound['label']}, whose students do not teach each other, {has} the most diverse "
         "peers at the end.",
     ]
-    for _, row in last.iloc[1:].iterrows():
+    for _, row in last.iloc[1:].iterrows() if last["n"].max() > 1 else ():
         difference = tables.paired_rows(row, bound)
         sentences.append(
             verdict(f"{row['label']}'s diversity", f"{bound['label']}'s", difference, "", 4)
@@ -197,8 +216,8 @@ class Curves:
         names = [name for quantities in self.panels.values() for name in quantities]
         return curves_table(records, *names)
 
-    def draw(self, table: pd.DataFrame) -> Figure:
-        return draw_curves(table, self.panels)
+    def draw(self, table: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
+        return draw_curves(table, self.panels, reference)
 
     say = staticmethod(say_curves)
 
@@ -237,6 +256,6 @@ figure(
 figure(
     "schedules",
     notebook="07",
-    runs=[{"method": "baseline"}, {"method": "baseline", "schedule": "sgdr"}],
+    runs=[{"method": "baseline", "schedule": "sgdr", "T_0": T_0} for T_0 in (1.0, 1 / 7)],
     kind=Curves({"Learning rate": ["learning rate"], "Probe accuracy (%)": [PROBE]}),
 )

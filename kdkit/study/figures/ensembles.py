@@ -6,10 +6,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from .. import statistics
 from ..store import Record
 from . import tables
 from .index import figure
-from .style import end_labels, kdkit_style, margin_text, mean_sd_text, method_style
+from .style import (
+    REFERENCE_COLOUR,
+    end_labels,
+    kdkit_style,
+    margin_text,
+    mean_sd_text,
+    method_style,
+)
 from .tables import count_text, each_row, seeds_text, verdict
 
 
@@ -40,15 +48,20 @@ def ensemble_table(records: list[Record]) -> pd.DataFrame:
 
 
 @kdkit_style()
-def draw_ensembles(table: pd.DataFrame) -> Figure:
+def draw_ensembles(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
     """Single students and their ensemble, and the gain against the peers' diversity.
-    table: of `ensemble_table`."""
+    table: of `ensemble_table`; reference: likewise, its means in grey beneath."""
     fig = Figure(figsize=(9.2, max(3.2, 0.9 + 0.4 * len(table))))
     left, right = fig.subplots(1, 2, width_ratios=(1.15, 1))
     ends = []
     for y, (_, row) in enumerate(table.iterrows()):
         look = method_style(row["method"]) | {"linestyle": "none"}
         colour = look["color"]
+        if (grey := tables.row_of(reference, row["label"])) is not None:
+            half = statistics.half_width(grey["sd"], int(grey["n"]))
+            style = {"color": REFERENCE_COLOUR, "zorder": 1, "marker": ""}
+            left.plot([grey["single"], grey["ensemble"]], [y, y], lw=6, **style)
+            right.errorbar(grey["diversity"], grey["mean"], half, elinewidth=5, **style)
         left.annotate(
             "",
             (row["ensemble"], y),
@@ -86,7 +99,7 @@ def say_ensembles(table: pd.DataFrame) -> list[str]:
         f"{each_row(table, '{label} {single:.2f} → {ensemble:.2f}')}.",
         *(
             verdict(f"{row['label']}'s ensemble", "its single students", row)
-            for _, row in table.iterrows()
+            for _, row in (table if table["n"].max() > 1 else table[:0]).iterrows()
         ),
         f"The most diverse peers are {most_diverse}'s; the largest gain is {largest_gain}'s "
         f"({same} group). Rank correlation of diversity and gain over {len(table)} groups: "

@@ -45,10 +45,10 @@ import pandas as pd
 from matplotlib.figure import Figure as Drawing
 
 from ...fields import Registry
-from .. import project
+from .. import project, reference
 from ..plans import Run, plan, preset
 from ..store import Record
-from .style import figure_bytes
+from .style import figure_bytes, footnote
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,12 @@ class Figure:
 
     name: str
     notebook: str  # the number of the notebook that draws it, "" for none
-    runs: tuple[dict, ...]  # fields of its runs; all but the seed
+    runs: Callable[[Run], list[dict]]  # preset -> fields of its runs; all but the seed
     table: Callable[[list[Record]], pd.DataFrame]
     draw: Callable[[pd.DataFrame], Drawing]
     say: Callable[[pd.DataFrame], list[str]]  # the alt text, then the findings, a sentence each
     module: str  # where it was registered
+    whole: bool = False  # does it need logits, maps or weights, which the reference has not?
 
 
 FIGURES = Registry("figure")
@@ -69,14 +70,21 @@ default_kind: Any = None  # the accuracies of its runs; accuracy.py sets it
 
 
 def figure(
-    name: str, *, runs: Iterable[dict] = (), notebook: str = "", kind: Any = None
+    name: str,
+    *,
+    runs: Iterable[dict] | Callable[[Run], list[dict]] = (),
+    notebook: str = "",
+    kind: Any = None,
+    whole: bool = False,
 ) -> Callable[[Any], Any]:
     """Register a figure, as a statement or as the decorator of a class or function.
 
     name: of the figure and of its files; letters, digits, "_" and "-". runs: fields of each of its
-    runs without the seed. notebook: the number of the notebook that draws it, "" for none. kind: an
-    object with the functions `table(records)`, `draw(table)` and `say(table)`; by default
-    `accuracy.Accuracy()`.
+    runs without the seed, or a function of the preset's run that returns them. notebook: the number
+    of the notebook that draws it, "" for none. kind: an object with the functions `table(records)`,
+    `draw(table)` and `say(table)`; by default `accuracy.Accuracy()`. The last two may take a second
+    table, `reference`: that of the project's reference rows, to be drawn in grey beneath and spoken
+    of. whole: it needs records with logits, maps or weights.
 
     Decorated with it, a class replaces those of the three that it defines (they take no `self`),
     and a function replaces `table`. What is decorated stays as it is. A name may be registered
@@ -88,7 +96,9 @@ def figure(
     if name in FIGURES and FIGURES[name].module != module:
         raise ValueError(f"figure {name!r} is there already, in {FIGURES[name].module}")
     kind = kind or default_kind
-    registered = Figure(name, notebook, tuple(runs), kind.table, kind.draw, kind.say, module)
+    given = runs if callable(runs) else list(runs)
+    of_preset = given if callable(given) else lambda base: given
+    registered = Figure(name, notebook, of_preset, kind.table, kind.draw, kind.say, module, whole)
     FIGURES[name] = registered
 
     def decorate(subject):
@@ -113,10 +123,13 @@ def get_figure(name: str) -> Figure:
     return FIGURES.find(name)
 
 
-def wanted(name: str | None, preset_name: str, seeds: int | Iterable[int]) -> list[Run]:
+def wanted(
+    name: str | None, preset_name: str, seeds: int | Iterable[int], trained_alone: bool = False
+) -> list[Run]:
     """The runs of a figure, or of all that notebooks draw in the notebooks' order, each once.
 
-    Teachers are not listed. seeds: how many (0, 1, ...), or which. ValueError for unknown names.
+    Teachers are not listed. seeds: how many (0, 1, ...), or which. trained_alone: without what can
+    be drawn from rows of the reference. ValueError for unknown names.
     """
     if name is not None:
         entries = [get_figure(name)]
@@ -126,17 +139,69 @@ def wanted(name: str | None, preset_name: str, seeds: int | Iterable[int]) -> li
     runs = [
         preset(preset_name, **{**fields, "seed": seed})
         for entry in entries
-        for fields in entry.runs
+        for fields in entry.runs(preset(preset_name))
         for seed in seeds
+        if not (trained_alone and has_reference(entry, preset(preset_name)))
     ]
     return list({plan(run).id: run for run in runs}.values())
 
 
-def make(name: str, records: list[Record]) -> tuple[pd.DataFrame, Drawing, list[str]]:
-    """The figure's table, its drawing and its sentences (the alt text first), from its records."""
+def reference_records(entry: Figure, base: Run) -> list[Record]:
+    """The rows of the reference that a figure can be drawn from: those of its runs of all seeds,
+    under the recipe `base`; none where the figure needs more or a run has no row at all."""
+    if entry.whole:
+        return []
+    known, found = reference.load(), []
+    for fields in entry.runs(base):
+        rows = [known.find(base.replace(**{**fields, "seed": s})) for s in reference.SEEDS]
+        rows = [row for row in rows if row]
+        if not rows:
+            return []
+        found += rows
+    return found
+
+
+def has_reference(entry: Figure, base: Run) -> bool:
+    """Can the figure be drawn from the reference alone?"""
+    return bool(reference_records(entry, base)) or (not entry.runs(base) and not entry.whole)
+
+
+def make(
+    name: str, records: list[Record], beneath: Iterable[Record] = ()
+) -> tuple[pd.DataFrame, Drawing, list[str]]:
+    """The figure's table, its drawing and its sentences (the alt text first), from its records.
+
+    beneath: rows of the reference to be drawn in grey. The last sentence, and a line below the
+    drawing, say whose numbers are shown.
+    """
     entry = get_figure(name)
-    table = entry.table(records)
-    return table, entry.draw(table), entry.say(table)
+    table, beneath = entry.table(records), list(beneath)
+    under = {}
+    if beneath and "reference" in inspect.signature(entry.draw).parameters:
+        under = {"reference": entry.table(beneath)}
+    fig = entry.draw(table, **under)
+    says = under if "reference" in inspect.signature(entry.say).parameters else {}
+    sentences = entry.say(table, **says)
+    if records:
+        whose = "; ".join([_whose(records), *(f"grey: {_whose(beneath)}" for _ in under)])
+        footnote(fig, whose)
+        sentences.append(f"Whose numbers: {whose}.")
+    return table, fig, sentences
+
+
+def _whose(records: Iterable[Record]) -> str:
+    """Where the numbers of a figure come from, in words."""
+    seeds = sorted({record.run.seed for record in records})
+    text = f"seed{'s' if len(seeds) > 1 else ''} {seeds[0]}"
+    if len(seeds) > 1:
+        text += (
+            f" to {seeds[-1]}"
+            if seeds == list(range(seeds[0], seeds[-1] + 1))
+            else "".join(f", {seed}" for seed in seeds[1:])
+        )
+    if any(isinstance(record, reference.ReferenceRecord) for record in records):
+        return f"the project's reference, {text} (benchmarks/reference.csv)"
+    return f"runs of this store, {text}"
 
 
 def figures_root() -> Path:

@@ -13,27 +13,35 @@ from ... import metrics
 from .style import BARS, DASHED, html, kdkit_style, mark_redrawn, reuse_figure
 
 OTHER_STUDENT = "#bdd5ee"  # a lighter tone of the student's own
+MOST_BARS = 14  # of more classes than twenty, so many are drawn with their names
 
 
 def distribution_bars(
-    ax, title: str, distributions: list[tuple[str, np.ndarray, str]], names: list[str]
+    ax,
+    title: str,
+    distributions: list[tuple[str, np.ndarray, str]],
+    names: list[str],
+    uniform: float | None = None,
 ) -> None:
-    """Distributions over classes side by side, and a line at 1/K.
+    """Distributions over classes side by side, and a line at the uniform probability.
 
     distributions: (label, p (K,), colour) each; the colours should differ in lightness. names: of
-    the K classes; above twenty they are not written.
+    the K classes; above twenty they are not written. uniform: by default 1/K.
     """
     classes, width = len(names), 0.8 / len(distributions)
+    uniform = 1 / classes if uniform is None else uniform
     for number, (label, p, colour) in enumerate(distributions):
         sides = (np.array([0.04, 0.04, 0.96, 0.96]) + number - len(distributions) / 2) * width
         x = np.add.outer(np.arange(classes), sides)  # (K, 4): a bar's four corners
         y = np.outer(p, [0, 1, 1, 0])
         bars = PolyCollection(np.stack([x, y], -1), label=label, fc=colour, lw=0)
         ax.add_collection(bars)
-    ax.axhline(1 / classes, **DASHED)
-    ax.text(classes - 0.45, 1 / classes, "1/K", fontsize=9, va="bottom", ha="left")
+    ax.axhline(uniform, **DASHED)
+    ax.text(classes - 0.45, uniform, "1/K", fontsize=9, va="bottom", ha="left")
     if classes <= 20:
-        ax.set_xticks(range(classes), names, rotation=30, ha="right", rotation_mode="anchor")
+        long = max(map(len, names)) > 3
+        turn = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if long else {}
+        ax.set_xticks(range(classes), names, **turn)
     ax.grid(axis="x", visible=False)
     top = 1.08 * max(np.max(p) for _, p, _ in distributions)
     ax.set(
@@ -51,38 +59,73 @@ def distribution_bars(
         fontsize=9,
         borderpad=0,
     )
-    mark_redrawn(ax, except_=(ax.xaxis,))
+    mark_redrawn(ax, except_=(ax.xaxis,) if classes == 1 / uniform else ())
 
 
 @kdkit_style()
-def _draw_bars(title: str, distributions: list, names: list[str], fig: Figure | None) -> Figure:
-    """A figure of nothing but `distribution_bars`."""
-    fig, (ax,) = reuse_figure(fig, (8.4, 3.3))
-    distribution_bars(ax, title, distributions, names)
+def _draw_bars(
+    title: str,
+    distributions: list[tuple[str, np.ndarray, str]],
+    names: list[str],
+    order: np.ndarray,
+    image: np.ndarray | None,
+    true: int | None,
+    fig: Figure | None,
+) -> Figure:
+    """`distribution_bars` of all classes, or of the first of `order` (K,) where there are many,
+    and beside them the image (C, H, W) with the name of its class, where one is given."""
+    fig, (left, ax) = reuse_figure(fig, (8.8, 3.3), 1, 2, width_ratios=(1, 5))
+    classes = np.arange(len(names)) if len(names) <= 20 else order[:MOST_BARS]
+    parts = [(label, np.asarray(p)[classes], colour) for label, p, colour in distributions]
+    distribution_bars(ax, title, parts, [names[c] for c in classes], 1 / len(names))
+    left.set_axis_off()
+    if image is not None:
+        draw_image(left, image)
+        left.text(
+            0.5, -0.06, f"it is {names[true]}", transform=left.transAxes, ha="center", va="top"
+        )
+        left.apply_aspect()
+    mark_redrawn(left, except_=(left.xaxis, left.yaxis, *left.spines.values()))
     return fig
 
 
 def draw_temperature(
-    z_teacher, z_student, T: float, names: list[str], fig: Figure | None = None
+    z_teacher,
+    z_student,
+    T: float,
+    names: list[str],
+    image: np.ndarray | None = None,
+    true: int | None = None,
+    fig: Figure | None = None,
 ) -> Figure:
     """Softened predictions of teacher and student, logits (K,) each, at temperature T.
 
-    fig: a figure that this function returned before, to be drawn in again.
+    image (C, H, W), true: what they are of, and the number of its class. Of many classes the
+    teacher's largest are shown. fig: a figure that this function returned before, to be drawn in
+    again.
     """
     distributions = [
         ("teacher", metrics.softmax(z_teacher, T), BARS[0]),
         ("student", metrics.softmax(z_student, T), BARS[1]),
     ]
-    return _draw_bars(f"T = {T:g}", distributions, names, fig)
+    order = np.argsort(-np.asarray(z_teacher), kind="stable")
+    return _draw_bars(f"T = {T:g}", distributions, names, order, image, true, fig)
 
 
 def draw_collection(
-    z, collection, student: int, tau: float, names: list[str], fig: Figure | None = None
+    z,
+    collection,
+    student: int,
+    tau: float,
+    names: list[str],
+    image: np.ndarray | None = None,
+    true: int | None = None,
+    fig: Figure | None = None,
 ) -> Figure:
     """What the students say of one image, and what one of them receives from the others.
 
     z: the students' logits (m, K); collection: logits (K,) that `student` (from 0) receives; all
-    are shown at the temperature tau. fig: as in `draw_temperature`.
+    are shown at the temperature tau. image, true, fig: as in `draw_temperature`.
     """
     distributions = []
     for number, logits in enumerate(z):
@@ -91,7 +134,8 @@ def draw_collection(
         colour = BARS[1] if learns else OTHER_STUDENT
         distributions.append((label, metrics.softmax(logits, tau), colour))
     distributions.append(("received", metrics.softmax(collection, tau), BARS[2]))
-    return _draw_bars(f"tau = {tau:g}", distributions, names, fig)
+    order = np.argsort(-np.asarray(collection), kind="stable")
+    return _draw_bars(f"tau = {tau:g}", distributions, names, order, image, true, fig)
 
 
 def draw_image(ax, image) -> None:

@@ -22,6 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from ...methods import list_methods, method_class
@@ -39,6 +40,7 @@ MARKERS = "osD^vPX<>*ph"
 LINES = ("-", "--", "-.", (0, (1, 1)), (0, (4, 1, 1, 1, 1, 1)))
 BARS = ("#555555", *PALETTE[:2])  # of a teacher, a student, a collection: ever lighter
 TEACHER_COLOUR, TEXT_COLOUR, FAINT_COLOUR = "#111111", "#333333", "#777777"
+REFERENCE_COLOUR = "#b8b8b8"  # of the reference, beneath a run of one's own
 DASHED = {"color": TEXT_COLOUR, "lw": 0.9, "ls": (0, (4, 3))}  # keywords of a reference line
 
 
@@ -89,6 +91,15 @@ def margin_text(ax, y: float, text: str, colour: str = TEXT_COLOUR) -> None:
     """Text in the right margin, at the height y of the data."""
     place = ax.get_yaxis_transform()
     ax.text(1.03, y, text, transform=place, va="center", fontsize=9, color=colour)
+
+
+def footnote(fig: Figure, text: str) -> None:
+    """A small line of text at the foot of a figure, for which its layout leaves room."""
+    height = 0.17 / fig.get_figheight()  # of the figure: a sixth of an inch
+    engine = fig.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(rect=(0, height, 1, 1 - height))
+    fig.text(0.995, 0.004, text, ha="right", va="bottom", fontsize=7, color=FAINT_COLOUR)
 
 
 def end_labels(ax, labels: list[tuple[float, str, str]], xs: list[float] | None = None) -> None:

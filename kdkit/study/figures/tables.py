@@ -70,6 +70,12 @@ def paired_rows(ours: pd.Series, other: pd.Series) -> dict[str, Any]:
     return paired(seed_values(ours), seed_values(other))
 
 
+def row_of(table: pd.DataFrame | None, label: str) -> pd.Series | None:
+    """The row of that label; None where there is no table or no such row."""
+    rows = table[table["label"] == label] if table is not None else ()
+    return rows.iloc[0] if len(rows) else None
+
+
 def control_label(record: Record) -> str:
     """The label of the runs that are the fair comparison with this one; "" if there are none."""
     other = control(record.run)

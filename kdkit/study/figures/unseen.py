@@ -1,0 +1,254 @@
+"""Knowledge of what a student has not seen: hidden characters, and few images of each."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from .. import statistics
+from ..hidden import fitted_bias, hidden_classes, hidden_numbers, unlabelled_logits
+from ..plans import Run
+from ..store import Record
+from . import tables
+from .index import figure
+from .predictions import draw_image
+from .style import (
+    FAINT_COLOUR,
+    LINES,
+    MARKERS,
+    PALETTE,
+    REFERENCE_COLOUR,
+    end_labels,
+    kdkit_style,
+    mean_sd_text,
+    method_style,
+)
+from .tables import count_text, seeds_text
+
+HIDDEN = "é,Q"  # what the committed figure hides
+
+# A character that the student never saw
+
+
+def hidden_table(records: list[Record]) -> pd.DataFrame:
+    """How many test images of hidden classes a student names, in percent: a row for each kind of
+    run, without and with the fitted bias (column `bias`), and the temperature, 0 for labels."""
+    rows = []
+    for name, group in tables.grouped(records).items():
+        numbers = {
+            r.run.seed: r.result if "hidden_top1" in r.result else hidden_numbers(r) for r in group
+        }
+        for bias, end in (("as trained", ""), ("bias fitted", "_bias")):
+            rows.append(
+                {
+                    "method": group[0].run.method,
+                    "label": name,
+                    "hide": group[0].run.hide,
+                    "T": getattr(group[0].method, "T", 0.0),
+                    "bias": bias,
+                    "seen": np.mean([n[f"seen_top1{end}"] for n in numbers.values()]),
+                    **tables.spread({s: n[f"hidden_top1{end}"] for s, n in numbers.items()}),
+                }
+            )
+    return tables.frame(rows, records)
+
+
+@kdkit_style()
+def draw_hidden(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
+    """Named images of hidden characters against the temperature, as trained and with the fitted
+    bias; labels alone stand at the left. table, reference: of `hidden_table`."""
+    fig = Figure(figsize=(7.2, 3.7))
+    ax, ends = fig.subplots(), []
+    temperatures = sorted(table["T"].unique())
+    x = {T: place for place, T in enumerate(temperatures)}
+    for number, (bias, rows) in enumerate(table.groupby("bias", sort=False)):
+        colour, rows = PALETTE[number], rows.sort_values("T")
+        grey = reference[reference["bias"] == bias] if reference is not None else table[:0]
+        for _, row in grey.iterrows():
+            half = np.nan_to_num(statistics.half_width(row["sd"], int(row["n"])))
+            ax.bar(
+                x[row["T"]], 2 * half, 0.5, row["mean"] - half, color=REFERENCE_COLOUR, alpha=0.7
+            )
+        taught = rows[rows["T"] > 0]
+        line = {"color": colour, "marker": MARKERS[number], "ls": LINES[number]}
+        places = [x[T] for T in taught["T"]]
+        ax.errorbar(places, taught["mean"], taught["sd"].fillna(0), capsize=3, **line)
+        for _, row in rows[rows["T"] == 0].iterrows():
+            ax.errorbar(x[0.0], row["mean"], np.nan_to_num(row["sd"]), **line | {"ls": "none"})
+        ends.append((taught["mean"].iloc[-1], bias, colour))
+    ax.set_xticks(list(x.values()), [f"T = {T:g}" if T else "labels only" for T in temperatures])
+    ax.set(
+        ylim=(-4, 104),
+        ylabel="named (%)",
+        title=f"Test images of {_list_text(table['hide'].iloc[0])}, which the student never saw",
+        xlabel=f"what the student learned from ({count_text(table)})",
+    )
+    end_labels(ax, ends)
+    return fig
+
+
+def _list_text(names: str) -> str:
+    """Names a,b,c as a person writes them: "a, b and c"."""
+    *most, last = names.split(",")
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def say_hidden(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> list[str]:
+    """What is named at each temperature, without and with the bias."""
+    sentences = []
+    for bias, rows in table.groupby("bias", sort=False):
+        numbers = ", ".join(
+            (f"T = {row['T']:g} " if row["T"] else "labels only ")
+            + mean_sd_text(row["mean"], row["sd"], digits=1)
+            for _, row in rows.iterrows()
+        )
+        sentences.append(f"Named in percent, {bias}: {numbers}.")
+    alone = table[(table["T"] == 0) & (table["bias"] == "as trained")]["seen"].mean()
+    best = table[table["bias"] == "as trained"].sort_values("mean").iloc[-1]
+    hidden = _list_text(table["hide"].iloc[0])
+    return [
+        f"A student without one image of {hidden} learns from its teacher's softened answers to "
+        f"other characters, without any label; {seeds_text(table)}.",
+        *sentences,
+        f"Of the characters that it saw, the student at T = {best['T']:g} names {best['seen']:.1f} "
+        f"%, the one from labels alone {alone:.1f} %.",
+    ]
+
+
+WITHOUT_LABELS = {"method": "kd", "hide": HIDDEN, "r": 0.0, "alpha": 1.0}
+
+
+@figure(
+    "hidden_characters",
+    notebook="02",
+    runs=[
+        {"method": "baseline", "hide": HIDDEN},
+        *(WITHOUT_LABELS | {"T": T} for T in (1.0, 2.0, 4.0, 8.0)),
+    ],
+)
+class Hidden:
+    table = hidden_table
+    draw = draw_hidden
+    say = say_hidden
+
+
+# Few images, and a teacher that saw more
+
+SHARES = (0.25, 0.5, 1.0, 2.5)  # of the preset's training images; the teacher's is the last
+
+
+def few_images_runs(base: Run) -> list[dict]:
+    """Fields of the runs under a preset: fewer and more images, as many steps for each."""
+    usual, found = base.n_train or 10_000, []
+    numbers = sorted({max(100, round(usual * share)) for share in SHARES})
+    for n in numbers:
+        length = {"n_train": n, "epochs": max(1, round(base.epochs * usual / n))}
+        found.append({"method": "baseline"} | length)
+        found.append({"method": "kd", "teacher_n_train": numbers[-1]} | length)
+    return found
+
+
+def few_images_table(records: list[Record]) -> pd.DataFrame:
+    """Test accuracy for each number of training images a class, with labels and with a teacher."""
+    rows = []
+    for name, group in tables.grouped(records).items():
+        run = group[0].run
+        values = {record.run.seed: record.result["top1_deployed"] for record in group}
+        rows.append(
+            {
+                "method": run.method,
+                "label": name,
+                "images": run.n_train // group[0].meta.get("classes", 100),
+                **tables.spread(values),
+            }
+        )
+    return tables.frame(rows, records)
+
+
+@kdkit_style()
+def draw_few_images(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
+    """Accuracy against images a class, a line for labels and one for the teacher's answers."""
+    fig = Figure(figsize=(6.8, 3.6))
+    ax, ends = fig.subplots(), []
+    for which, rows_of in ((reference, REFERENCE_COLOUR), (table, "")):
+        for name, rows in () if which is None else which.groupby("method", sort=False):
+            look, rows = method_style(name), rows.sort_values("images")
+            if rows_of:
+                look |= {"color": rows_of, "marker": "", "lw": 4, "linestyle": "-"}
+            elif rows["n"].max():
+                text = "labels alone" if len(ends) == 0 else "and a teacher that saw the most"
+                ends.append((rows["mean"].iloc[-1], text, look["color"]))
+            ax.errorbar(rows["images"], rows["mean"], rows["sd"].fillna(0), capsize=3, **look)
+    ax.set_xscale("log")
+    ticks = sorted(table["images"].unique())
+    ax.set_xticks(ticks, [f"{count}" for count in ticks])
+    ax.minorticks_off()
+    ax.set(
+        xlabel=f"training images of each character, as many steps each ({count_text(table)})",
+        ylabel="test accuracy (%)",
+    )
+    end_labels(ax, ends)
+    return fig
+
+
+def say_few_images(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> list[str]:
+    """The difference that the teacher makes, for each number of images."""
+    by_images = []
+    for count, rows in table.groupby("images"):
+        alone, taught = (rows.iloc[k] for k in (0, 1))
+        difference = tables.paired_rows(taught, alone)
+        by_images.append(
+            f"{count} a class: {alone['mean']:.1f} alone, "
+            f"{mean_sd_text(difference['difference'], difference['half_width'], '+', 1)} taught"
+        )
+    return [
+        f"Test accuracy in percent against the number of training images, {seeds_text(table)}: "
+        f"{'; '.join(by_images)}."
+    ]
+
+
+@figure("few_images", notebook="02", runs=few_images_runs)
+class FewImages:
+    table = few_images_table
+    draw = draw_few_images
+    say = say_few_images
+
+
+SHOWN_IMAGES = 12  # of each hidden class
+
+
+def named_images(record: Record, bias: bool) -> list[tuple[str, np.ndarray, list[str]]]:
+    """(hidden class, its first test images' numbers (n,), what the deployed student calls each).
+
+    bias: with the fitted one.
+    """
+    hidden, names = hidden_classes(record), record.meta["class_names"]
+    z = record.logits()[0][record.result["deployed"] or 0].copy()  # (N, K)
+    if bias:
+        z[:, hidden] += fitted_bias(unlabelled_logits(record), hidden)
+    said = z.argmax(1)
+    found = []
+    for number in hidden:
+        images = np.flatnonzero(record.labels == number)[:SHOWN_IMAGES]
+        found.append((names[number], images, [names[c] for c in said[images]]))
+    return found
+
+
+@kdkit_style()
+def draw_named(
+    found: list[tuple[str, np.ndarray, list[str]]], images: np.ndarray, title: str
+) -> Figure:
+    """Rows of test images of hidden characters, each over what the student calls it; a right answer
+    is bold. found: of `named_images`; images (N, C, H, W): all test images."""
+    fig = Figure(figsize=(8.4, 0.5 + 0.95 * len(found)))
+    axes = fig.subplots(len(found), SHOWN_IMAGES, squeeze=False)
+    for row, (true, numbers, said) in zip(axes, found, strict=True):
+        for ax in row:
+            ax.set_axis_off()
+        for ax, number, answer in zip(row, numbers, said, strict=False):
+            draw_image(ax, images[number])
+            right = answer == true
+            colour = PALETTE[0] if right else FAINT_COLOUR
+            weight = "bold" if right else "normal"
+            ax.set_title(answer, loc="center", fontsize=11, pad=2, color=colour, weight=weight)
+    fig.suptitle(title, fontsize=10, ha="left", x=0.01)
+    return fig

@@ -1,0 +1,58 @@
+"""Characters that a student never saw: how many of their images it names all the same.
+
+A run with the field `hide` trains its student without any image of some classes; its teacher knew
+them. Hinton, Vinyals and Dean (2015, Section 3) hide the digit 3 so, and raise the bias of the
+hidden class afterwards, because the student has never seen it win. Here that bias is fitted on
+images without labels: so that a hidden class has a mean probability of 1/K on the images of the
+validation typefaces, which hold every character equally often.
+"""
+
+import numpy as np
+import torch
+
+from .. import metrics
+from . import sources
+from .store import Record
+
+STEPS = 60  # of the fit; the mean probability is right to six digits long before
+
+
+def hidden_classes(record: Record) -> list[int]:
+    """The numbers of the classes that a run hides. ValueError where it hides none."""
+    names = [name for name in record.run.hide.split(",") if name]
+    if not names:
+        raise ValueError(f"run {record.id} ({record.run.method}) hides no class")
+    return [record.meta["class_names"].index(name) for name in names]
+
+
+def unlabelled_logits(record: Record) -> np.ndarray:
+    """The deployed student's logits (M, K) of the validation typefaces' images."""
+    images, student = sources.load("glyphs_val").x_test, record.student()
+    with torch.no_grad():
+        return torch.cat([student(part) for part in images.split(500)]).numpy().astype(np.float64)
+
+
+def fitted_bias(z: np.ndarray, hidden: list[int]) -> np.ndarray:
+    """What to add to the logits of each hidden class (H,), so that the mean of its probability
+    over the images becomes 1/K. z: logits (M, K)."""
+    bias, z = np.zeros(len(hidden)), z.copy()
+    for _ in range(STEPS):
+        step = -np.log(metrics.softmax(z)[:, hidden].mean(0) * z.shape[1])
+        z[:, hidden] += step
+        bias += step
+    return bias
+
+
+def hidden_numbers(record: Record) -> dict[str, float]:
+    """In percent: hidden_top1, of the test images of hidden classes how many are named,
+    hidden_top1_bias with the fitted bias, seen_top1 and seen_top1_bias of all other images."""
+    hidden, labels = hidden_classes(record), record.labels
+    z = record.logits()[0][record.result["deployed"] or 0]  # (N, K)
+    raised = z.copy()
+    raised[:, hidden] += fitted_bias(unlabelled_logits(record), hidden)
+    is_hidden, numbers = np.isin(labels, hidden), {}
+    for end, logits in (("", z), ("_bias", raised)):
+        right = logits.argmax(1) == labels
+        numbers[f"hidden_top1{end}"] = 100 * float(right[is_hidden].mean())
+        numbers[f"seen_top1{end}"] = 100 * float(right[~is_hidden].mean())
+    return numbers
