@@ -442,9 +442,7 @@ def unseen(lab: Lab, hide: str = "é,Q", T: float = 4.0) -> None:
             f"{numbers['hidden_top1']:.0f} % of their test images, with the fitted bias "
             f"{numbers['hidden_top1_bias']:.0f} %, and {numbers['seen_top1']:.1f} % of all others"
         )
-        images = tables.test_images(record.run.data)
-        title = f"what it calls them{', with the fitted bias' if bias else ''}; bold: right"
-        return figures.draw_named(figures.named_images(record, bias), images, title), text
+        return figures.draw_answers(figures.answers_table([record], bias)), text
 
     box = panel(
         "unseen",

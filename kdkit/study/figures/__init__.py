@@ -48,7 +48,7 @@ from .calibration import draw_reliability, reliability_table
 from .curves import Curves, Diversity, curves_table, draw_curves, draw_progress
 from .predictions import draw_collection, draw_images, draw_temperature, show_images
 from .knowledge import class_similarity, draw_similarity, peers_table, told_table
-from .unseen import draw_named, few_images_runs, hidden_table, named_images
+from .unseen import answers_table, draw_answers, few_images_runs, hidden_table
 from . import results
 
 for _module in pkgutil.iter_modules(__path__):  # files that are added register theirs last
@@ -64,6 +64,7 @@ __all__ = [
     "Figure",
     "Sweep",
     "accuracy_table",
+    "answers_table",
     "attention_table",
     "class_maximum_table",
     "class_similarity",
@@ -71,6 +72,7 @@ __all__ = [
     "curves_table",
     "distribution_table",
     "draw_accuracy",
+    "draw_answers",
     "draw_attention",
     "draw_class_map",
     "draw_collection",
@@ -80,7 +82,6 @@ __all__ = [
     "draw_ensembles",
     "draw_images",
     "draw_matrices",
-    "draw_named",
     "draw_progress",
     "draw_reliability",
     "draw_similarity",
@@ -103,7 +104,6 @@ __all__ = [
     "margin_text",
     "mean_sd_text",
     "method_style",
-    "named_images",
     "paired",
     "peers_table",
     "reference_records",

@@ -262,7 +262,13 @@ figure(
 figure(
     "features_accuracy",
     notebook="03",
-    runs=[{"method": m} for m in ("baseline", "kd", "fitnet", "at", "ft", "ofd", "reviewkd")],
+    runs=[
+        *({"method": m} for m in ("baseline", "kd", "fitnet", "at", "ft", "ofd", "reviewkd")),
+        # With the weight that was made for other networks.
+        {"method": "fitnet", "beta": 100.0},
+        {"method": "at", "beta": 1000.0},
+        {"method": "ft", "beta": 200.0},
+    ],
 )
 figure(
     "at_weight",
@@ -283,7 +289,10 @@ figure(
 figure(
     "relations_accuracy",
     notebook="04",
-    runs=[{"method": m} for m in ("baseline", "kd", "rkd", "cc", "crd", "crd_kd")],
+    runs=[
+        *({"method": m} for m in ("baseline", "kd", "rkd", "cc", "crd", "crd_kd")),
+        {"method": "rkd", "w_d": 25.0, "w_a": 50.0},  # the weights made for other networks
+    ],
 )
 figure(
     "online_accuracy",

@@ -216,39 +216,88 @@ class FewImages:
 SHOWN_IMAGES = 12  # of each hidden class
 
 
-def named_images(record: Record, bias: bool) -> list[tuple[str, np.ndarray, list[str]]]:
-    """(hidden class, its first test images' numbers (n,), what the deployed student calls each).
+def answers_table(records: list[Record], bias: bool = False) -> pd.DataFrame:
+    """What deployed students call the first test images of classes that they never saw.
 
-    bias: with the fitted one.
+    A row for each kind of run (of its first seed), hidden class and image: `true`, `said`, and in
+    `named` how many in a hundred of all its images are named. bias: with the fitted one.
     """
-    hidden, names = hidden_classes(record), record.meta["class_names"]
-    z = record.logits()[0][record.result["deployed"] or 0].copy()  # (N, K)
-    if bias:
-        z[:, hidden] += fitted_bias(unlabelled_logits(record), hidden)
-    said = z.argmax(1)
-    found = []
-    for number in hidden:
-        images = np.flatnonzero(record.labels == number)[:SHOWN_IMAGES]
-        found.append((names[number], images, [names[c] for c in said[images]]))
-    return found
+    rows = []
+    for name, (record, *_) in tables.grouped(records).items():
+        hidden, names = hidden_classes(record), record.meta["class_names"]
+        z = record.logits()[0][record.result["deployed"] or 0].copy()  # (N, K)
+        if bias:
+            z[:, hidden] += fitted_bias(unlabelled_logits(record), hidden)
+        said = z.argmax(1)
+        for number in hidden:
+            of_class = np.flatnonzero(record.labels == number)
+            rows += [
+                {
+                    "label": name,
+                    "T": getattr(record.method, "T", 0.0),
+                    "true": names[number],
+                    "image": image,
+                    "said": names[said[image]],
+                    "named": 100 * float((said[of_class] == number).mean()),
+                    "n": 1,
+                }
+                for image in of_class[:SHOWN_IMAGES]
+            ]
+    table = tables.frame(rows, records)
+    table.attrs["data"] = records[0].run.data
+    return table
 
 
 @kdkit_style()
-def draw_named(
-    found: list[tuple[str, np.ndarray, list[str]]], images: np.ndarray, title: str
-) -> Figure:
-    """Rows of test images of hidden characters, each over what the student calls it; a right answer
-    is bold. found: of `named_images`; images (N, C, H, W): all test images."""
-    fig = Figure(figsize=(8.4, 0.5 + 0.95 * len(found)))
-    axes = fig.subplots(len(found), SHOWN_IMAGES, squeeze=False)
-    for row, (true, numbers, said) in zip(axes, found, strict=True):
+def draw_answers(table: pd.DataFrame) -> Figure:
+    """Rows of images that the student never saw the like of, each below what it calls them; a right
+    answer is bold. table: of `answers_table`."""
+    groups = list(table.groupby(["label", "true"], sort=False))
+    fig = Figure(figsize=(9.4, 0.35 + 0.86 * len(groups)))
+    axes = fig.subplots(len(groups), SHOWN_IMAGES + 1, squeeze=False)
+    images = tables.test_images(table.attrs["data"])
+    for row, (_, rows) in zip(axes, groups, strict=True):
         for ax in row:
             ax.set_axis_off()
-        for ax, number, answer in zip(row, numbers, said, strict=False):
-            draw_image(ax, images[number])
-            right = answer == true
-            colour = PALETTE[0] if right else FAINT_COLOUR
-            weight = "bold" if right else "normal"
-            ax.set_title(answer, loc="center", fontsize=11, pad=2, color=colour, weight=weight)
-    fig.suptitle(title, fontsize=10, ha="left", x=0.01)
+        first = rows.iloc[0]
+        teacher = f"taught at T = {first['T']:g}" if first["T"] else "labels alone"
+        text = f"{teacher}\nnames {first['named']:.0f} % of {first['true']}"
+        row[0].text(1, 0.4, text, fontsize=9, ha="right", va="center", transform=row[0].transAxes)
+        for ax, (_, one) in zip(row[1:], rows.iterrows(), strict=False):
+            draw_image(ax, images[one["image"]])
+            right = one["said"] == one["true"]
+            look = {"color": "#006d5b", "weight": "bold"} if right else {"color": FAINT_COLOUR}
+            ax.set_title(one["said"], loc="center", fontsize=12, pad=2, **look)
+    hidden = _list_text(",".join(dict.fromkeys(table["true"])))
+    fig.suptitle(f"What students call {hidden}, which they never saw; green: right", fontsize=11)
     return fig
+
+
+def say_answers(table: pd.DataFrame) -> list[str]:
+    """How many of each hidden class are named."""
+    first = table.drop_duplicates(["label", "true"])
+    return [
+        "What students call test images of characters that they never saw, without any bias: "
+        + ", ".join(
+            f"{'T = ' + format(row['T'], 'g') if row['T'] else 'labels alone'} names "
+            f"{row['named']:.0f} % of {row['true']}"
+            for _, row in first.iterrows()
+        )
+        + "."
+    ]
+
+
+@figure(
+    "never_seen",
+    notebook="02",
+    runs=[
+        {"method": "baseline", "hide": HIDDEN},
+        WITHOUT_LABELS | {"T": 1.0},
+        WITHOUT_LABELS | {"T": 4.0},
+    ],
+    whole=True,
+)
+class Answers:
+    table = answers_table
+    draw = draw_answers
+    say = say_answers
