@@ -12,6 +12,7 @@ import argparse
 import sys
 
 from kdkit.study import figures, reference, store, sweep
+from kdkit.study.callbacks import Interrupted
 from kdkit.study.papers import claims
 from kdkit.study.plans import plan
 
@@ -23,11 +24,10 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=len(reference.SEEDS))
     parser.add_argument("--workers", type=int, help="processes, by default one per core")
     args = parser.parse_args()
-    wanted = []
-    for seed in range(args.seeds):  # seed by seed: what is there is of use early
-        wanted += claims.runs([seed])
-        if seed < SEEDS_OF_FIGURES:
-            wanted += figures.wanted(None, reference.PRESET, [seed])
+    # What is of use early comes first: one seed of all, then the ledger seed by seed.
+    wanted = claims.runs([0]) + figures.wanted(None, reference.PRESET, [0])
+    wanted += claims.runs(range(args.seeds))
+    wanted += figures.wanted(None, reference.PRESET, min(args.seeds, SEEDS_OF_FIGURES))
     plans = list({p.id: p for p in map(plan, wanted)}.values())
     known = reference.load()
     old = [known.find(p) for p in plans if p.id in known.rows]
@@ -45,7 +45,11 @@ def main() -> int:
         if run_id in by_id:
             reference.append(store.find(by_id[run_id]))
 
-    failed = sweep.sweep(missing, args.workers, on_done=add)
+    try:
+        failed = sweep.sweep(missing, args.workers, on_done=add)
+    except Interrupted as e:
+        print(e, file=sys.stderr)
+        return 130
     for title, why in failed.items():
         print(f"failed: {title}: {why}", file=sys.stderr)
     return bool(failed)

@@ -73,7 +73,8 @@ class FitNet(Hinted):
 
     Differences from the paper:
     1. The hint is matched in the same stage as the labels are, not in a stage before, with the
-       second stage's map as hint and beta = 100, as in RepDistiller; 10 in the lesson, chosen there.
+       second stage's map as hint and beta = 100, as in RepDistiller; the lesson's 10 is chosen
+       there.
     2. The regressor has batch norm; its convolution follows from the two sizes (RepDistiller).
     """
 

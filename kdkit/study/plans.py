@@ -96,6 +96,7 @@ PRESETS: dict[str, Run] = {
         n_train=2000,
         epochs=30,
         batch=32,
+        lr=0.05,
         schedule="sgdr",
         T_0=1.0,  # one cosine down to 0
         teacher="resnet14",
