@@ -43,12 +43,10 @@ class RKD(Method):
 
     Differences from the paper:
     1. The weights 25 and 50 are those of the authors' code and RepDistiller, and both means run
-       over all B^2 and B^3 entries, those that are 0 included. The lesson's, a tenth, are chosen
-       there.
+       over all B^2 and B^3 entries, those that are 0 included.
     """
 
     name, title = "rkd", "RKD"
-    presets = {"lesson": dict(w_d=2.5, w_a=5.0)}
     needs_teacher = True
     student_needs = teacher_needs = ("pooled",)
 

@@ -27,7 +27,7 @@ figure(
 figure(
     "group_size",
     notebook="08",
-    runs=[{"method": k, "m": m} for k in ("okddip", "one", "cl_ilr") for m in (3, 4, 6, 8)],
+    runs=[{"method": k, "m": m} for k in ("okddip", "one") for m in (3, 4, 6, 8)],
     kind=Sweep("m", "group size m"),
 )
 figure(

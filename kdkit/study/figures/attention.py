@@ -1,5 +1,7 @@
 """The attention between peers over training, and what is asymmetric in it."""
 
+from textwrap import fill
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -7,7 +9,16 @@ from matplotlib.figure import Figure
 from ..store import Record
 from . import tables
 from .index import figure
-from .style import TEXT_COLOUR, kdkit_style, mark_redrawn, reuse_figure
+from .style import (
+    DASHED,
+    LINES,
+    PALETTE,
+    TEXT_COLOUR,
+    end_labels,
+    kdkit_style,
+    mark_redrawn,
+    reuse_figure,
+)
 
 
 def attention_table(records: list[Record]) -> pd.DataFrame:
@@ -117,3 +128,72 @@ class Attention:
     table = attention_table
     draw = draw_attention
     say = say_attention
+
+
+def own_share_table(records: list[Record]) -> pd.DataFrame:
+    """How much of its attention a peer gives to itself, the mean over peers after each epoch, and
+    the last epoch's accuracy of the leader and mean entropy of what peers are taught."""
+    rows = []
+    for name, group in tables.grouped(records).items():
+        shares = {r.run.seed: np.einsum("eaa->ea", r.arrays["attention"]).mean(1) for r in group}
+        top1 = np.mean([record.result["top1_deployed"] for record in group])
+        for epoch in range(len(next(iter(shares.values())))):
+            rows.append(
+                {
+                    "method": group[0].run.method,
+                    "label": name,
+                    "peers": group[0].arrays["attention"].shape[-1],
+                    "epoch": epoch + 1,
+                    "top1_deployed": top1,
+                    **tables.spread({seed: float(share[epoch]) for seed, share in shares.items()}),
+                }
+            )
+    return tables.frame(rows, records)
+
+
+@kdkit_style()
+def draw_own_share(table: pd.DataFrame) -> Figure:
+    """Attention to oneself over the epochs, a line for each form. table: of `own_share_table`."""
+    fig, ends = Figure(figsize=(7.6, 3.4)), []
+    ax = fig.subplots()
+    for number, (name, rows) in enumerate(table.groupby("label", sort=False)):
+        style = {"color": PALETTE[number], "ls": LINES[number % 5], "marker": ""}
+        ax.plot(rows["epoch"], rows["mean"], **style)
+        text = f"{name}: leader {rows['top1_deployed'].iloc[0]:.1f} %"
+        ends.append((rows["mean"].iloc[-1], fill(text, 34), PALETTE[number]))
+    ax.axhline(1 / table["peers"].iloc[0], **DASHED)
+    ax.text(1, 1 / table["peers"].iloc[0], "the even share", fontsize=9, va="bottom")
+    ax.set(xlabel="epoch", ylabel="attention to oneself", ylim=(0, 1.03))
+    end_labels(ax, ends)
+    return fig
+
+
+def say_own_share(table: pd.DataFrame) -> list[str]:
+    """The share at the end of each form."""
+    last = table[table["epoch"] == table["epoch"].max()]
+    shares = tables.each_row(last, "{label} {mean:.2f} (leader {top1_deployed:.2f} %)")
+    even = 1 / table["peers"].iloc[0]
+    above = (last["mean"] > even).sum()
+    return [
+        f"The share of its attention that a peer gives to itself; at the end: {shares}.",
+        f"It is above the even share of {even:.2f} in {above} of {len(last)} forms: what a peer is "
+        "then taught is mostly its own softened answer, which says little that is new and keeps "
+        "peers apart.",
+    ]
+
+
+@figure(
+    "okddip_own_share",
+    notebook="06",
+    runs=[
+        {"method": "okddip"},
+        {"method": "okddip", "detach": True},
+        {"method": "okddip", "aggregate": "probs"},
+        {"method": "okddip", "aggregate": "probs", "detach": True},
+    ],
+    whole=True,
+)
+class OwnShare:
+    table = own_share_table
+    draw = draw_own_share
+    say = say_own_share
