@@ -1,5 +1,6 @@
 """kdkit's own data sets: what comes out, against torchvision and the original files."""
 
+import csv
 import gzip
 import hashlib
 import importlib.util
@@ -8,6 +9,7 @@ import pickle
 import struct
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +23,20 @@ from torchvision.transforms.v2 import functional as TF
 from kdkit import data
 from kdkit.study import files, project
 from kdkit.study import sources as kd
+from kdkit.study.plans import plan, preset
 
-RAW = files.SYSTEM
-LESSON_SHA256 = {  # of the arrays' bytes, for machines without the original files
-    "x": "1c09648a17b2acf8bdf1dfff09c0eecdd1cff590079a3c9b53c8897cf4b01c91",
-    "y": "c9a54e6bf707245247bf724c88fc4a21e5cac18c8d2d759bc64d14a3b99c008a",
-    "x_test": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
-    "y_test": "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
-    "train_index": "ce854800200de089f45778936aef570e1222ad7794e37b121d98704dbcda1fc4",
+GLYPHS_SHA256 = {  # of the arrays' bytes
+    "characters": "666ca842083736d49031468aabcaa688d4fe2d478ea6095cbf764994806936cc",
+    "faces": "8a5cfbf2a54919b7701baae6e9040cda51aeccb8cad9540050ef9d67a54ea49f",
+    "x": "5a297f89e9fd9ff3c6e052bb37ab5978a1a4bde58112c5889a8fc79d5ec45bb8",
+    "y": "06889c17a5799e0e10d0f5d6705e17779c7c3ad0c729933bc7c4d7658cb31d3e",
+    "face": "aad40711e1b2e8919590b83c85e01bcdca7b3bf42289e059be77706e6ab5d913",
+    "x_val": "ed0edbebdee93f6141c40cebc64df6618d544b60a09e508dc50460ec6bd8dfd1",
+    "y_val": "6c71089b7ad720e255c84b1e3bb5701493ec269e9bf8df78f72f3e5a5cdb85be",
+    "face_val": "9d33c970c334c938b171918d392a619cb6d3c869a4239a828a2ec6f8d2f0b32f",
+    "x_test": "b19692ea3485cbeb63c00e8f735a645de7c44b153bcd636070bca34f299d7310",
+    "y_test": "06889c17a5799e0e10d0f5d6705e17779c7c3ad0c729933bc7c4d7658cb31d3e",
+    "face_test": "33a32f8bc4b5862db4f596f0a72957465f576b56ff893182d28e7b52de504a86",
 }
 
 
@@ -53,10 +61,13 @@ def tiny(n=40, m=20, classes=5, shape=(3, 32, 32), seed=1):
     )
 
 
-def script():
+@cache
+def make_lesson():
+    """The script that made the characters' images, as a module."""
     path = Path(__file__).parents[1] / "benchmarks" / "make_lesson.py"
     spec = importlib.util.spec_from_file_location("make_lesson", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclass looks there for its annotations
     spec.loader.exec_module(module)
     return module
 
@@ -103,107 +114,195 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
-# --- the lesson set ----------------------------------------------------------------------------
+# --- the printed characters --------------------------------------------------------------------
+
+SPLITS = {"train": "", "val": "_val", "test": "_test"}  # of the faces -> end of the arrays' names
+PERMISSIVE = {
+    "Apache-2.0",
+    "BSD",
+    "Bitstream-Vera",
+    "CC0-1.0",
+    "GUST-Font-License",
+    "MIT",
+    "OFL-1.1",
+    "Ubuntu-font-1.0",
+    "public-domain",
+}
 
 
-def test_lesson_arrays():
-    with np.load(files.LESSON, allow_pickle=False) as z:
-        assert {k: hashlib.sha256(z[k].tobytes()).hexdigest() for k in z} == LESSON_SHA256
-    assert files.LESSON.stat().st_size <= 8e6
-    with zipfile.ZipFile(files.LESSON) as z:  # no time of making, or the bytes would change
+@pytest.fixture(scope="module")
+def glyphs():
+    """The arrays of the package's file."""
+    with np.load(files.GLYPHS, allow_pickle=False) as z:
+        return {name: z[name] for name in z.files}
+
+
+@pytest.fixture(scope="module")
+def faces():
+    """The rows of the list of typefaces."""
+    path = Path(__file__).parents[1] / "benchmarks" / "glyphs_faces.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def licences():
+    """(licence, package, version, family) of each line of LICENSE-glyphs."""
+    text = files.GLYPHS.with_name("LICENSE-glyphs").read_text(encoding="utf-8")
+    return [tuple(line.split("  ")) for line in text.split("\n\n")[1].splitlines()]
+
+
+def of_split(faces, split):
+    return [face for face in faces if face["split"] == split]
+
+
+def family_of(face, licences):
+    """The longest family of the face's package that its name begins with."""
+    wanted = face["licence"], face["package"], face["version"]
+    mine = [row[-1] for row in licences if row[:-1] == wanted]
+    return max((f for f in mine if f"{face['face']} ".startswith(f"{f} ")), key=len)
+
+
+def test_the_file_of_the_characters(glyphs):
+    assert {k: hashlib.sha256(v.tobytes()).hexdigest() for k, v in glyphs.items()} == GLYPHS_SHA256
+    assert files.GLYPHS.stat().st_size <= 3e6
+    with zipfile.ZipFile(files.GLYPHS) as z:  # no time of making, or the bytes would change
         assert {i.date_time for i in z.infolist()} == {(1980, 1, 1, 0, 0, 0)}
-    assert "Zalando SE" in files.LESSON.with_name("LICENSE-fashion-mnist").read_text()
 
 
-def test_lesson_is_balanced_in_every_prefix():
-    d = kd.load("lesson")
-    assert d.x.shape == (5000, 1, 28, 28) and d.x.dtype == torch.uint8
-    assert d.x_test.shape == (10000, 1, 28, 28) and d.y.dtype == d.y_test.dtype == torch.int64
-    assert d.y.tolist() == list(range(10)) * 500
-    assert d.y_test.bincount().tolist() == [1000] * 10
-    for n in (10, 2000, 4990):
-        part = kd.load("lesson", n_train=n)
-        assert part.y.bincount().tolist() == [n // 10] * 10
+def test_the_characters_are_balanced_in_every_prefix():
+    d = kd.load("glyphs")
+    assert d.x.shape == (10_000, 1, 20, 20) == d.x_test.shape
+    assert d.x.dtype == d.x_test.dtype == torch.uint8
+    assert d.y.dtype == d.y_test.dtype == torch.int64
+    assert d.y.tolist() == list(range(100)) * 100 == d.y_test.tolist()
+    for n in (100, 2000, 9900):
+        part = kd.load("glyphs", n_train=n)
+        assert part.y.bincount().tolist() == [n // 100] * 100
         assert part.x.equal(d.x[:n]) and part.x_test.equal(d.x_test)
 
 
-def test_lesson_is_the_first_500_a_class_of_the_original_files(tmp_path):
-    """With the originals here, against them; without, the hashes above have said the same."""
-    with np.load(files.LESSON, allow_pickle=False) as z:
-        lesson = {k: z[k] for k in z}
-    index = lesson["train_index"].reshape(500, 10)
-    assert (np.diff(index, axis=0) > 0).all()  # each class in file order
-    if not RAW.exists():
-        return
-    x, y, x_test, y_test = (files.read_idx(RAW / f"{f}.gz") for f in files.IDX)
-    assert (index == np.stack([np.flatnonzero(y == c)[:500] for c in range(10)], 1)).all()
-    assert (lesson["x"] == x[lesson["train_index"]]).all()
-    assert (lesson["x_test"] == x_test).all() and (lesson["y_test"] == y_test).all()
-    script().main([str(RAW), "--out", str(tmp_path / "a.npz")])
-    script().main([str(RAW), "--out", str(tmp_path / "b.npz")])
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "b.npz"]
+def test_classes_are_the_characters(glyphs):
+    names = kd.load("glyphs").class_names
+    assert len(set(names)) == 100 and all(len(name) == 1 for name in names)
+    assert names == tuple(glyphs["characters"].tolist()) == tuple(make_lesson().CHARACTERS)
+    assert (names[0], names[10], names[36]) == ("0", "A", "a") and {"é", "œ", "ß"} < set(names)
 
 
-def test_script_refuses_falsified_and_missing_files(tmp_path):
-    out = tmp_path / "out" / "lesson.npz"
-    out.parent.mkdir()
-    write_idx(tmp_path)
-    with pytest.raises(ValueError, match="train-images.*the published file has 8d4fb7e6"):
-        script().main([str(tmp_path), "--out", str(out)])
-    (tmp_path / f"{files.IDX[0]}.gz").unlink()
-    with pytest.raises(ValueError, match="missing; needed are train-images"):
-        script().main([str(tmp_path), "--out", str(out)])
-    assert list(out.parent.iterdir()) == []
+def test_mean_and_deviation_are_those_of_the_training_images(glyphs):
+    ink, said = glyphs["x"] / 255, kd.SETS["glyphs"]
+    assert said.mean == (round(ink.mean(), 4),) and said.std == (round(ink.std(), 4),)
+    assert {kd.load(name).mean for name in ("glyphs", "glyphs_val", "glyphs_few")} == {said.mean}
 
 
-def test_script_compares_the_published_header(tmp_path):
-    """A header without name or time (Debian's) and a full one give the same checksum."""
-    body = gzip.compress(b"labels", mtime=0)[10:]
-    name, sums = "t10k-labels-idx1-ubyte", set()
-    full = b"\x1f\x8b\x08\x08\0\0\0\0\2\3%s\0" % name.encode()
-    for head in (b"\x1f\x8b\x08\0\1\2\3\4\0\3", full):
-        (tmp_path / f"{name}.gz").write_bytes(head + body)
-        sums.add(script().published_md5(tmp_path / f"{name}.gz"))
-    assert len(sums) == 1
-    (tmp_path / f"{name}.gz").write_bytes(head + body[:-1] + b"\1")
-    assert script().published_md5(tmp_path / f"{name}.gz") not in sums
+def test_validation_faces_replace_the_test_faces_alone(glyphs):
+    d, val = kd.load("glyphs"), kd.load("glyphs_val")
+    assert val.x.equal(d.x) and val.y.equal(d.y)
+    assert val.x_test.shape == (6000, 1, 20, 20)
+    assert val.y_test.tolist() == list(range(100)) * 60
+    assert (val.x_test[:, 0].numpy() == glyphs["x_val"]).all()
+    assert (d.x_test[:, 0].numpy() == glyphs["x_test"]).all()
 
 
-def test_lesson_few_is_the_lesson_with_fewer_test_images():
-    few, lesson = kd.load("lesson_few", n_train=70), kd.load("lesson", n_train=70)
-    assert few.x.equal(lesson.x) and few.y.equal(lesson.y)
-    assert few.y_test.tolist() == list(range(10)) * 50
-    for c in range(10):
-        first = lesson.x_test[lesson.y_test == c][:50]
-        assert few.x_test[few.y_test == c].equal(first)
+def test_glyphs_few_is_a_part_of_the_characters():
+    few, d = kd.load("glyphs_few", n_train=700), kd.load("glyphs", n_train=700)
+    assert few.x.equal(d.x) and few.y.equal(d.y) and few.class_names == d.class_names
+    assert few.y_test.tolist() == list(range(100)) * 5
+    assert few.x_test.equal(d.x_test[:500]) and few.y_test.equal(d.y_test[:500])
 
 
-def test_lesson_val_shares_no_image_with_the_lesson(elsewhere, monkeypatch):
-    """Built on a stand-in for the 60,000 originals that carries the lesson at its right places."""
-    lesson = kd.load("lesson")
-    with np.load(files.LESSON, allow_pickle=False) as z:
-        index = torch.from_numpy(z["train_index"]).long()
-    y = torch.arange(60_000) % 10
-    rest = torch.ones(60_000, dtype=bool).index_fill_(0, index, False)
-    y[index] = lesson.y
-    y[rest] = torch.arange(55_000) % 10
-    x = torch.zeros(60_000, 1, 28, 28, dtype=torch.uint8)
-    x.view(60_000, -1)[:, :3] = torch.stack(
-        [torch.arange(60_000) // k % 256 for k in (1, 256, 65536)], 1
-    ).to(torch.uint8)
-    x[index] = lesson.x
-    write_idx(elsewhere / "data")
-    monkeypatch.setattr(kd, "read_fashion", lambda folder: (x, y, x[:10], y[:10]))
-    d = kd.load("lesson_val")
-    assert d.x.equal(lesson.x) and d.y.equal(lesson.y)
-    assert d.y_test.tolist() == list(range(10)) * 1000
-    chosen = d.x_test.view(10_000, -1)[:, :3].long() @ torch.tensor([1, 256, 65536])
-    last = torch.stack([(y == c).nonzero()[-1000:, 0] for c in range(10)], 1).flatten()
-    assert chosen.equal(last) and not torch.isin(chosen, index).any()
-    x[index[7]] ^= 255
-    with pytest.raises(ValueError, match="not Fashion-MNIST's original"):
-        kd.load("lesson_val")
+def test_the_lesson_is_another_name_of_the_characters():
+    d, lesson = kd.load("glyphs"), kd.load("lesson")
+    assert lesson.content_digest() == d.content_digest()
+    assert plan(preset("lesson", data="lesson")).id == plan(preset("lesson", data="glyphs")).id
+    assert plan(preset("lesson")).run.data == "glyphs"
+    others = {plan(preset("lesson", data=n)).id for n in ("glyphs", "glyphs_val", "glyphs_few")}
+    assert len(others) == 3
+    assert kd.identity("lesson") == kd.identity("glyphs") == kd.identity("glyphs_val")
+
+
+def test_the_images_are_part_of_a_runs_id(monkeypatch):
+    """Other pictures in the package are other runs."""
+    before = plan(preset("lesson")).id
+    monkeypatch.setattr(kd, "_package_digest", lambda: "0" * 64)
+    assert plan(preset("lesson")).id != before
+
+
+def test_every_face_is_in_the_list_in_its_own_set(glyphs, faces):
+    assert glyphs["faces"].tolist() == [face["face"] for face in faces]
+    for split, end in SPLITS.items():
+        used = set(glyphs[f"face{end}"].tolist())
+        assert used == {i for i, face in enumerate(faces) if face["split"] == split}
+    assert len({face["sha256"] for face in faces}) == len(faces)
+    assert {face["split"] for face in faces} == set(SPLITS)
+
+
+def test_a_test_face_shows_every_character_and_a_class_has_many_faces(glyphs):
+    for end, n in (("_val", 60), ("_test", 100)):
+        number = glyphs[f"face{end}"].reshape(n, 100)
+        assert (number == number[:, :1]).all() and len(set(number[:, 0].tolist())) == n
+        assert (glyphs[f"y{end}"].reshape(n, 100) == np.arange(100)).all()
+    by_class = glyphs["face"].reshape(100, 100).T  # (classes, images)
+    assert all(len(set(row.tolist())) == 100 for row in by_class)
+    assert len({row.tobytes() for row in by_class}) == 100  # each in its own order
+
+
+def test_typefaces_of_the_three_sets_are_strangers(faces, licences):
+    groups = {s: {face["group"] for face in of_split(faces, s)} for s in SPLITS}
+    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+        assert groups[a].isdisjoint(groups[b])
+    for split in ("val", "test"):
+        mine = of_split(faces, split)
+        families = [family_of(face, licences) for face in mine]
+        assert len(mine) >= 60 and len(set(families)) == len(mine)
+
+
+def test_typefaces_of_the_three_sets_do_not_look_alike(glyphs, faces):
+    """By the measure that groups were made with: squared distance over the mean of squares. Of a
+    training face a third of the characters is here."""
+    test, val = (
+        glyphs[f"x{end}"].reshape(-1, 100, 400) / np.float32(255) for end in ("_test", "_val")
+    )
+    others, train = np.concatenate([test, val]), glyphs["x"].reshape(-1, 400) / np.float32(255)
+    distance, square = np.zeros((2, len(faces), len(others)))
+    for c in range(100):
+        mine, shown = train[glyphs["y"] == c], others[:, c]
+        mean = ((mine**2).sum(1)[:, None] + (shown**2).sum(1)) / 2
+        distance[glyphs["face"][glyphs["y"] == c]] += 2 * mean - 2 * mine @ shown.T
+        square[glyphs["face"][glyphs["y"] == c]] += mean
+    seen = np.unique(glyphs["face"])
+    assert (distance[seen] / square[seen]).min() > 0.08
+    test, val = test.reshape(-1, 40_000), val.reshape(-1, 40_000)
+    mean = ((test**2).sum(1)[:, None] + (val**2).sum(1)) / 2
+    assert ((2 * mean - 2 * test @ val.T) / mean).min() > make_lesson().ALIKE == 0.1
+
+
+def test_no_two_characters_of_a_face_are_alike_to_the_pixel(glyphs):
+    for end in SPLITS.values():
+        rows = glyphs[f"x{end}"].reshape(-1, 400)
+        assert rows.any(1).all()  # and none is blank
+        marked = np.c_[glyphs[f"face{end}"].astype(np.int32), rows]
+        assert len(np.unique(marked, axis=0)) == len(rows)
+    train, seen = ({p.tobytes() for p in glyphs[k]} for k in ("x", "x_test"))
+    assert train.isdisjoint(seen)
+
+
+def test_licences_of_the_typefaces(faces, licences):
+    assert {face["licence"] for face in faces} <= PERMISSIVE
+    assert PERMISSIVE == set(make_lesson().PERMISSIVE.values())
+    assert all(len(row) == 4 for row in licences)
+    named = {
+        (*(f[k] for k in ("licence", "package", "version")), family_of(f, licences)) for f in faces
+    }
+    assert named == set(licences) and len(licences) == len(set(licences))
+
+
+@pytest.mark.parametrize(("test", "n"), [("test", 100), ("val", 60)])
+def test_faces_of_the_test_images(glyphs, faces, test, n):
+    number, names = kd.glyph_faces(test)
+    assert number.tolist() == [i for i in range(n) for _ in range(100)]
+    assert names == [face["face"] for face in of_split(faces, test)]
+    assert len(set(names)) == n and number.dtype == np.int64
 
 
 # --- augmentation and normalisation ------------------------------------------------------------
@@ -357,11 +456,11 @@ def test_batch_gathers():
 def test_probe():
     d = kd.load("lesson")
     probe = d.probe()
-    assert d.y_test[probe].bincount().tolist() == [100] * 10 and probe.equal(probe.sort().values)
-    for c in range(10):
+    assert d.y_test[probe].bincount().tolist() == [10] * 100 and probe.equal(probe.sort().values)
+    for c in range(100):
         mine = probe[d.y_test[probe] == c]
-        assert mine.equal((d.y_test == c).nonzero()[:100, 0])
-    assert d.y_test[d.probe(5)].sort().values.tolist() == [0, 2, 4, 6, 8]
+        assert mine.equal((d.y_test == c).nonzero()[:10, 0])
+    assert d.y_test[d.probe(5)].sort().values.tolist() == [0, 20, 40, 60, 80]
     assert tiny(m=20).probe().tolist() == list(range(20))
 
 
@@ -376,9 +475,10 @@ def test_interleave_with_uneven_classes():
 
 def test_datasets_and_unknown_name():
     assert data.list_datasets() == (
+        "glyphs",
         "lesson",
-        "lesson_few",
-        "lesson_val",
+        "glyphs_val",
+        "glyphs_few",
         "fashion_mnist",
         "fashion_mnist32",
         "cifar10",
@@ -386,21 +486,21 @@ def test_datasets_and_unknown_name():
         "imagenet",
     )
     for door in (kd.load, kd.download, data.load):
-        said = "unknown data set 'mnist': .*known: lesson, lesson_few"
+        said = "unknown data set 'mnist': .*known: glyphs, "
         with pytest.raises(ValueError, match=said):
             door("mnist")
 
 
-@pytest.mark.parametrize("n", [-10, 1, 9, 5001])
+@pytest.mark.parametrize("n", [-10, 1, 99, 10_001])
 def test_n_train_out_of_range(n):
-    with pytest.raises(ValueError, match=f"n_train={n}: lesson allows 10 .* to 5000"):
+    with pytest.raises(ValueError, match=f"n_train={n}: lesson allows 100 .* to 10000"):
         kd.load("lesson", n_train=n)
 
 
 @pytest.mark.parametrize(
     ("name", "family", "file"),
     [
-        ("lesson_val", "fashion_mnist", "train-images-idx3-ubyte"),
+        ("fashion_mnist", "fashion_mnist", "train-images-idx3-ubyte"),
         ("fashion_mnist32", "fashion_mnist", "t10k-labels-idx1-ubyte"),
         ("cifar10", "cifar10", "data_batch_5"),
         ("cifar100", "cifar100", "test"),
@@ -425,9 +525,10 @@ def test_imagenet_must_come_by_hand(elsewhere):
             door("imagenet")
 
 
-def test_the_lesson_is_there_already(elsewhere):
-    for name in ("lesson", "lesson_few"):
-        assert kd.download(name, root=elsewhere / "mine") == files.LESSON
+def test_the_characters_are_there_already(elsewhere):
+    for name in ("lesson", "glyphs", "glyphs_val", "glyphs_few"):
+        assert kd.download(name, root=elsewhere / "mine") == files.GLYPHS == kd.place_of(name)
+        assert kd.load(name, root=elsewhere / "mine").classes == 100
     assert not (elsewhere / "mine").exists()
 
 
@@ -610,7 +711,7 @@ def test_download_goes_through_torchvision(elsewhere, monkeypatch, capsys):
         "download_and_extract_archive",
         lambda url, root, md5: write_idx(Path(root)) and asked.append((url, md5)),
     )
-    assert kd.download("lesson_val") == elsewhere / "mine" / "FashionMNIST" / "raw"
+    assert kd.download("fashion_mnist32") == elsewhere / "mine" / "FashionMNIST" / "raw"
     assert [md5 for _, md5 in asked[1:]] == [md5 for _, md5 in tv.FashionMNIST.resources]
 
 

@@ -143,7 +143,7 @@ def test_one_field_one_value(call, runs):
     for options, says in (
         (["--set", "epochs=1", "--set", "epochs=2"], "epochs is given twice"),
         (["--seed", "1", "--set", "seed=2"], "seed is given twice"),
-        (["--data", "lesson", "--set", "data=lesson_few"], "data is given twice"),
+        (["--data", "lesson", "--set", "data=glyphs_few"], "data is given twice"),
         (["--set", "epoch=5"], "did you mean epochs"),
         (["--epochs", "5"], "write --set epochs=VALUE"),
     ):
@@ -187,8 +187,8 @@ def test_what_was_not_finite_first_is_blamed(runs, own_methods):
     with pytest.raises(kd.NotFinite, match="term 'early' is not finite at epoch 0, step 0, before"):
         kd.fit(
             Breaks(),
-            kd.models.build("resnet8_w0.25", 1, 10),
-            kd.load("lesson_few").subset(50),
+            kd.models.build("resnet8_w0.25", 1, 100),
+            kd.load("glyphs_few").subset(100),
             recipe=kd.Recipe(epochs=1, batch=25),
         )
 

@@ -22,7 +22,7 @@ TABLES = cells("dckd").query("method == 'reviewkd' and table in ('2', '3')")
 PAIRS = sorted(set(zip(TABLES["teacher"], TABLES["student"], strict=True)))
 
 
-def pair(teacher="resnet8", student="resnet8_w0.5", shape=(1, 28, 28), B=4):
+def pair(teacher="resnet8", student="resnet8_w0.5", shape=(1, 20, 20), B=4):
     """(student's network, its Out, the teacher's Out, labels, probe)."""
     s_net = build(student, shape[0], 10)
     t_net = build(teacher, shape[0], 10).eval().requires_grad_(False)
@@ -50,7 +50,7 @@ def test_the_tables_have_thirteen_pairs():
     "teacher, student, shape",
     [
         *((t, s, (3, 32, 32)) for t, s in PAIRS),
-        ("resnet8", "resnet8_w0.5", (1, 28, 28)),
+        ("resnet8", "resnet8_w0.5", (1, 20, 20)),
         ("resnet34_imagenet", "resnet18_imagenet", (3, 224, 224)),
     ],
     ids=str,
@@ -231,8 +231,8 @@ def test_ft_factor_has_the_width_k(k, width):
     _, s, t, y, probe = pair()
     method = FT(k=k)
     method.build(probe)
-    assert method.encoder(t.feats[-1]).shape == (4, width, 7, 7)
-    assert method.translator(s.feats[-1]).shape == (4, width, 7, 7)
+    assert method.encoder(t.feats[-1]).shape == (4, width, 5, 5)
+    assert method.translator(s.feats[-1]).shape == (4, width, 5, 5)
     assert method.decoder(method.encoder(t.feats[-1])).shape == t.feats[-1].shape
 
 

@@ -108,15 +108,16 @@ def test_features_are_preactivations_after_relu():
     "name, width",
     [("resnet14_w2", 128), ("resnet8_w0.5", 32), ("resnet8_w0.25", 16), ("resnet8_w1", 64)],
 )
-def test_width_of_28x28_grey_images(name, width):
+@pytest.mark.parametrize("size", [20, 28])
+def test_width_of_grey_images(name, width, size):
     net = build(name, 1, 10)
-    o = net(torch.zeros(2, 1, 28, 28))
+    o = net(torch.zeros(2, 1, size, size))
     assert o.logits.shape == (2, 10) and o.pooled.shape == (2, width)
     assert [tuple(f.shape[1:]) for f in o.feats] == [
-        (width // 4, 28, 28),
-        (width // 4, 28, 28),
-        (width // 2, 14, 14),
-        (width, 7, 7),
+        (width // 4, size, size),
+        (width // 4, size, size),
+        (width // 2, size // 2, size // 2),
+        (width, size // 4, size // 4),
     ]
 
 
@@ -125,9 +126,9 @@ def test_width_one_is_the_plain_network():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_training_step_on_28x28_grey_images(name):
+def test_training_step_on_the_lessons_images(name):
     (net,) = nets(name, c_in=1)
-    x = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 1, 20, 20, generator=torch.Generator().manual_seed(0))
     o = net.train()(x)
     o.logits.logsumexp(-1).sum().backward()
     assert o.logits.shape == (2, 10) and o.logits.isfinite().all() and o.pooled.ndim == 2

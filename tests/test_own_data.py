@@ -497,12 +497,14 @@ def test_relative_places_are_the_projects(elsewhere, monkeypatch):  # noqa: F811
 
 
 def test_identity_of_files(elsewhere, monkeypatch):  # noqa: F811
-    assert sources.identity("lesson") == sources.identity("lesson_few") == ("", "package")
+    digest, how = sources.identity("lesson")
+    assert how == "package" and len(digest) == 64
+    assert sources.identity("glyphs_few", elsewhere) == (digest, how)  # always the package's
     write_idx(elsewhere / "packed")
     write_idx(elsewhere / "plain", zipped=False)
     packed, plain = (sources.identity("fashion_mnist", elsewhere / k) for k in ("packed", "plain"))
     assert packed == plain and packed[1] == "contents" and len(packed[0]) == 64
-    assert sources.identity("lesson_val", elsewhere / "plain") == plain
+    assert sources.identity("fashion_mnist32", elsewhere / "plain") == plain
     folder, *_ = write_cifar(elsewhere, "cifar10")
     first = sources.identity("cifar10", elsewhere)
     read = []

@@ -35,11 +35,11 @@ def test_the_library_example_trains(tmp_path, monkeypatch):
 
 
 def test_the_named_example_trains(tmp_path, monkeypatch):
-    short = {"n_train": 100, "epochs": 1, "data": "lesson_few", "student": "resnet8_w0.25"}
+    short = {"n_train": 100, "epochs": 1, "data": "glyphs_few", "student": "resnet8_w0.25"}
     lab = kd.lab
     monkeypatch.setattr(kd, "lab", lambda name: lab("smoke", **short))
     space = example(1, tmp_path, monkeypatch)
-    assert space["student"](torch.zeros(1, 1, 28, 28, dtype=torch.uint8)).shape == (1, 10)
+    assert space["student"](torch.zeros(1, 1, 20, 20, dtype=torch.uint8)).shape == (1, 100)
 
 
 def test_the_added_example_trains(tmp_path, capsys, monkeypatch):
@@ -68,7 +68,7 @@ def test_the_tree_names_every_module():
 
 
 def test_glossary_and_licence():
-    for word in ("| z |", "| h |", "| T, tau |", "Zalando", "torchdistill", "GPU"):
+    for word in ("| z |", "| h |", "| T, tau |", "LICENSE-glyphs", "torchdistill", "GPU"):
         assert word in README
 
 

@@ -17,7 +17,7 @@ from kdkit.data import DATASETS
 from kdkit.methods import METHODS
 from kdkit.metrics import METRICS
 from kdkit.models import base as networks
-from kdkit.study import fingerprint, plans
+from kdkit.study import fingerprint, plans, sources
 from kdkit.study.figures import FIGURES
 
 HELPER = """
@@ -141,7 +141,7 @@ def test_all_five_from_one_file(files, runs):
     record = kd.get(mine())
     assert set(record.history[0]["terms"]) == {"ce", "spread"}
     assert np.isfinite(record.metric("my_metric")).all()
-    table, _, (alt,) = kd.figures.make("my_figure", [record, kd.get(mine(method="baseline"))])
+    table, _, (alt, _) = kd.figures.make("my_figure", [record, kd.get(mine(method="baseline"))])
     assert alt == "My 2 methods." and len(table) == 2
     for name, listed in (
         ("mine", kd.list_methods()),
@@ -184,7 +184,7 @@ def test_an_edit_is_another_run_where_it_acts(files, edit):
     three = {
         "own": mine(),
         "base": mine(method="baseline"),
-        "kit": mine(data="lesson_few", student="resnet8_w0.5", n_train=200),
+        "kit": mine(data="glyphs_few", student="resnet8_w0.5", n_train=200),
     }
     files()
     before = {name: plans.plan(run).id for name, run in three.items()}
@@ -215,9 +215,10 @@ def test_a_learners_teacher_is_in_its_students_id(files):
     assert plans.plan(kd_run).id != before
 
 
-def test_the_packages_own_are_in_the_record_not_in_the_id(runs):
+def test_the_packages_code_is_in_the_record_not_in_the_id(runs):
     planned = plans.plan(plans.preset("smoke", epochs=1))
-    assert planned.identity == {}
+    digest, _ = sources.identity("glyphs")
+    assert planned.identity == {"data": f"package: {digest}"}  # its images, and none of its code
     record = kd.get(planned)
     assert record.meta["code"] == fingerprint.class_digest(kd.Baseline)
 

@@ -257,7 +257,7 @@ PAIRS = [tuple(pair.split()) for pair in PAIRS.split(",")] + [("resnet8", "resne
 @cache
 def answer(name, lesson):
     """A network's answer to two images of the lesson's size or CIFAR's."""
-    c, size = (1, 28) if lesson else (3, 32)
+    c, size = (1, 20) if lesson else (3, 32)
     x = torch.randn(2, c, size, size, generator=seeded())
     with torch.no_grad():
         return build(name, c, 10)(x)
@@ -445,8 +445,8 @@ def test_general_with_a_teacher_goes_on_bit_equally(tmp_path, monkeypatch):
         method="kdcl",
         student="resnet8_w0.25",
         teacher="resnet8_w0.25",
-        n_train=100,
-        batch=25,
+        n_train=200,
+        batch=30,
         epochs=2,
         augment="crop_flip",
         m=2,
@@ -459,7 +459,8 @@ def test_general_with_a_teacher_goes_on_bit_equally(tmp_path, monkeypatch):
     real = KDCL.terms
 
     def listen(self, z, y, t):
-        assert z.shape == (2, 10, 10) and t.shape == (10, 10) and y.bincount().tolist() == [1] * 10
+        assert z.shape == (2, 100, 100) and t.shape == (100, 100)
+        assert y.bincount().tolist() == [1] * 100
         refresh(self, z, y, t)
         weights.append(self.w.clone())
 
@@ -471,8 +472,8 @@ def test_general_with_a_teacher_goes_on_bit_equally(tmp_path, monkeypatch):
     monkeypatch.setattr(KDCL, "terms", seen)
     first = get(run)
     assert len(weights) == 1 and weights[0].sum().item() == pytest.approx(1)
-    assert indices.isdisjoint(range(10))  # one of each class: the lesson's images are dealt out
-    assert len(indices) > 75  # of 90; an epoch is three batches of 25
+    assert indices.isdisjoint(range(100))  # one of each class: the lesson's images are dealt out
+    assert len(indices) > 90  # of 100; an epoch is three batches of 30
 
     class Stopping(Checkpoint):
         def step(self, state):
@@ -502,14 +503,16 @@ def test_a_method_of_layers_keeps_them_in_its_record(tmp_path, monkeypatch):
         dim=8,
     )
     data = sources.load(run.data, n_train=run.n_train)
-    student, teacher = (build_students(p, data.shape, 10) for p in (run, plan(run).teacher))
+    student, teacher = (
+        build_students(p, data.shape, data.classes) for p in (run, plan(run).teacher)
+    )
     method = CRDKD(dim=8)
     state = train.prepare(method, student, data, teacher, run, 0, "cpu")
     layers = list(method.parameters())
     trained = [p for g in state.optimizer.param_groups for p in g["params"]]
     assert isinstance(method.E_t, nn.Linear) and len(layers) == 4
     assert all(any(p is q for q in trained) for p in layers)
-    assert method.negatives == 90 and method.M.shape == (2, 100, 8)
+    assert method.negatives == 99 and method.M.shape == (2, 100, 8)
     record = get(run)
     kept = torch.load(record.path / "weights.pt", weights_only=True)["method"]
     assert set(kept) == set(method.state_dict()) - {"M"}  # of training alone

@@ -369,7 +369,7 @@ KEYS = (
 ).split()
 LITTLE = [
     "--set",
-    "data=lesson_few",
+    "data=glyphs_few",
     "--set",
     "epochs=1",
     "--set",
@@ -491,10 +491,10 @@ def test_reproduce_fills_its_cells_and_no_others(runs, quick_sweep, call):
     code, out, _ = call("reproduce", which, *LITTLE)
     assert code == 0 and quick_sweep == [(1, None)]
     assert out.splitlines()[:2] == [
-        "to train: Baseline (resnet56, lesson_few, seed 0)",
-        "to train: DCKD (resnet20, lesson_few, seed 0)",
+        "to train: Baseline (resnet56, glyphs_few, seed 0)",
+        "to train: DCKD (resnet20, glyphs_few, seed 0)",
     ]
-    assert "recipe changed: data=lesson_few, epochs=1" in out and "not run" not in out
+    assert "recipe changed: data=glyphs_few, epochs=1" in out and "not run" not in out
 
     told = {
         (c["row"], c["column"]): c
@@ -505,7 +505,7 @@ def test_reproduce_fills_its_cells_and_no_others(runs, quick_sweep, call):
     for k, top1 in enumerate(sorted(group.result["top1"], reverse=True), 1):
         cell = told[f"DCKD Net{k}", column]
         assert (cell["ours"], cell["ours_std"], cell["n"]) == (top1, None, 1)
-        assert cell["run"] == group.id and "recipe changed: data=lesson_few" in cell["note"]
+        assert cell["run"] == group.id and "recipe changed: data=glyphs_few" in cell["note"]
     teacher = told["Teacher", column]
     assert teacher["run"] == group.meta["teacher"]
     assert teacher["ours"] == group.result["teacher_top1"]
@@ -536,7 +536,7 @@ def test_repetitions_make_a_mean(runs, quick_sweep, call):
     [cell] = json.loads(call(*table)[1])
     assert (cell["n"], cell["run"], cell["ours_std"]) == (1, plan(second).id, None)
     code, out, _ = call("reproduce", which, *LITTLE, "--seeds", "2", "--workers", "1")
-    assert code == 0 and quick_sweep == [(2, 1)] and "resnet20, lesson_few, seed 0" in out
+    assert code == 0 and quick_sweep == [(2, 1)] and "resnet20, glyphs_few, seed 0" in out
     assert out.count("to train") == 1
     [cell] = json.loads(call(*table)[1])
     top1 = [store.read(runs / key).result["top1"][0] for key in cell["run"].split()]

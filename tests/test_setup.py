@@ -120,9 +120,9 @@ def test_no_python_that_will_do_is_one_clear_line(bench, fails, says):
     "args, env, folder, told",
     [
         ((), {}, "", "-m kdkit figures"),
-        (("SEEDS=3",), {}, "{root}/figures", "--seeds 3"),
-        (("SEEDS=2",), {}, "", "--seeds 2"),
-        (("SEEDS=3",), {"KDKIT_FIGURES": "/elsewhere"}, "/elsewhere", "--seeds 3"),
+        (("SEEDS=reference",), {}, "{root}/figures", "--seeds reference"),
+        (("SEEDS=3",), {}, "", "--seeds 3"),
+        (("SEEDS=reference",), {"KDKIT_FIGURES": "/else"}, "/else", "--seeds reference"),
     ],
 )
 def test_where_figures_are_drawn(bench, args, env, folder, told):

@@ -21,8 +21,10 @@ import torch
 
 import kdkit as kd
 from kdkit import metrics
+from kdkit.fields import fields
 from kdkit.methods import method_class
 from kdkit.study import plans, project, sources, store
+from kdkit.study.fingerprint import is_builtin
 from kdkit.study.plans import PRESETS, Run, plan, preset
 from kdkit.study.runs import get
 
@@ -30,8 +32,8 @@ NET = "resnet8_w0.25"
 
 
 def tiny(method="baseline", **changes):
-    fields = dict(method=method, student=NET, teacher=NET, n_train=100, batch=50, epochs=1)
-    return preset("smoke", **(fields | changes))
+    usual = dict(method=method, student=NET, teacher=NET, n_train=100, batch=50, epochs=1)
+    return preset("smoke", **(usual | changes))
 
 
 def run_id(run):
@@ -164,8 +166,8 @@ def test_above_200_classes_ten_logits_and_the_true_one_are_kept():
 
 def test_metrics_of_the_stored_logits(runs):
     record = get(tiny("dml", m=2))
-    z = record.test_logits["students"].astype(np.float64)  # (2, 500, 10)
-    y = sources.load("lesson_few").y_test.numpy()
+    z = record.test_logits["students"].astype(np.float64)  # (2, 500, 100)
+    y = sources.load("glyphs_few").y_test.numpy()
     assert (record.labels == y).all() and record.labels.dtype == np.int64
     by_hand = []
     for student in z:
@@ -209,7 +211,7 @@ def margin():
 
     @kd.metric("margin")
     def margin(z, y):
-        assert z.shape == (1, 500, 10) and z.dtype == np.float64 and y.dtype == np.int64
+        assert z.shape == (1, 500, 100) and z.dtype == np.float64 and y.dtype == np.int64
         return (z.max(-1) - z[:, np.arange(len(y)), y]).mean(-1)
 
     yield margin
@@ -220,7 +222,7 @@ def margin():
 def test_a_metric_that_is_registered_later(stored, margin):
     assert "margin" in kd.list_metrics()
     z = store.read(stored).test_logits["students"][0].astype(np.float64)
-    y = sources.load("lesson_few").y_test.numpy()
+    y = sources.load("glyphs_few").y_test.numpy()
     wanted = sum(row.max() - row[c] for row, c in zip(z, y, strict=True)) / 500
     assert store.find(tiny()).metric("margin") == [pytest.approx(wanted)]
     make_old(stored)
@@ -229,7 +231,7 @@ def test_a_metric_that_is_registered_later(stored, margin):
 
 def test_an_old_record_is_asked_as_a_new_one_is(stored):
     new = store.read(stored)
-    x = sources.load("lesson_few").x_test[:20]
+    x = sources.load("glyphs_few").x_test[:20]
     wanted = new.metric("nll"), new.labels, new.student()(x)
     make_old(stored)
     old = store.find(tiny())
@@ -252,15 +254,15 @@ def test_the_deployed_student_alone(runs, method, params, deployed):
     record = get(tiny(method, **params))
     index = record.result["deployed"]
     assert index == deployed or deployed == "drawn" and index in (0, 1, 2)
-    student, images = record.student(), sources.load("lesson_few")
+    student, images = record.student(), sources.load("glyphs_few")
     assert images.x_test.dtype == torch.uint8 and not student.training
     z = student(images.x_test)
     kept = torch.from_numpy(record.test_logits["students"][index or 0].astype(np.float32))
-    assert z.shape == (500, 10) and not z.requires_grad
+    assert z.shape == (500, 100) and not z.requires_grad
     assert ((z - kept).abs() <= kept.abs() / 1024 + 1e-4).all()
     torch.testing.assert_close(student(images.x_test / 255), z)
     parameters = sum(p.numel() for p in student.parameters())
-    assert parameters == sum(p.numel() for p in kd.models.build(NET, 1, 10).parameters())
+    assert parameters == sum(p.numel() for p in kd.models.build(NET, 1, 100).parameters())
 
 
 def test_a_record_keeps_no_bank(runs):
@@ -270,9 +272,9 @@ def test_a_record_keeps_no_bank(runs):
     bank = 2 * 100 * 128 * 4  # bytes
     size, students = ((r.path / "weights.pt").stat().st_size for r in (record, get(tiny("kd"))))
     assert size - students < bank / 2
-    images = sources.load("lesson_few")
+    images = sources.load("glyphs_few")
     assert record.meta["mean"] == list(images.mean) and record.meta["std"] == list(images.std)
-    assert record.model()(torch.zeros(2, 1, 28, 28)).logits.shape == (2, 10)
+    assert record.model()(torch.zeros(2, 1, 20, 20)).logits.shape == (2, 100)
 
 
 # damage
@@ -580,6 +582,8 @@ OTHER = dict(
     pretrained=True,
     teacher_pretrained=True,
     n_train=100,
+    teacher_n_train=300,
+    hide="a,b",
     epochs=31,
     batch=64,
     lr=0.2,
@@ -623,6 +627,12 @@ def test_what_does_not_matter_is_not():
         (Run(method="kd"), Run(method="kd").replace(T=4.0)),
         (Run(method="kd").replace(T=2), Run(method="kd").replace(T="2.0")),
         (Run(lr=1), Run(lr="1.0")),
+        (Run(), Run(data="glyphs")),
+        (Run(), Run(n_train=100, teacher_n_train=500).replace(n_train=0)),
+        (Run(method="dml"), Run(method="dml", teacher_n_train=500)),
+        (Run(method="kd", n_train=500), Run(method="kd", n_train=500, teacher_n_train=500)),
+        (Run(hide="é,Q"), Run(hide=" Q , é,,Q")),
+        (Run(), Run(hide=" , ")),
     ]:
         assert run_id(a) == run_id(b), (a, b)
     other = Run(method="dml", teacher="resnet110").replace(teacher_weight=1.0)
@@ -638,6 +648,53 @@ def test_a_canonical_run_has_the_same_id():
             whole = plan(run)
             assert run_id(whole.run) == whole.id and plan(whole) is whole
             assert plan(whole.run).run == whole.run
+
+
+DEFAULTS = json.loads(Path(__file__).with_name("defaults.json").read_text())
+
+
+def defaults():
+    """The default of each field of a run and of each of kdkit's methods that is in an id by itself,
+    as JSON has it."""
+    owners = {"Run": Run} | {name: method_class(name) for name in kd.list_methods()}
+    ours = {name: cls for name, cls in owners.items() if is_builtin(cls)}
+    found = {
+        f"{name}.{field}": about.default
+        for name, cls in ours.items()
+        for field, about in fields(cls).items()
+        if f"{name}.{field}" not in ("Run.preset", "Run.params")
+    }
+    return json.loads(json.dumps(found))
+
+
+def changed_defaults(pinned, now):
+    """A sentence for each default that is not what it was, and for each that is not pinned yet."""
+    stored = "ids leave out what is at its default, so stored runs would be taken for others"
+    told = [
+        f"{name} is {now.get(name, 'gone')!r}, not {pinned[name]!r} as before: {stored}. Put it "
+        "back, or raise FORMAT in kdkit/study/plans.py and then change tests/defaults.json"
+        for name in pinned
+        if name not in now or now[name] != pinned[name]
+    ]
+    new = {name: now[name] for name in now.keys() - pinned.keys()}
+    lines = "".join(f"\n  {json.dumps(k)}: {json.dumps(v)}," for k, v in sorted(new.items()))
+    return told + ([f"new fields: add to tests/defaults.json{lines}"] if new else [])
+
+
+def test_no_default_changes_unnoticed():
+    assert not changed_defaults(DEFAULTS, defaults()), changed_defaults(DEFAULTS, defaults())
+
+
+def test_a_changed_default_is_told():
+    pinned = {"Run.lr": 0.1, "kd.T": 4.0, "kd.old": 1}
+    assert changed_defaults(pinned, dict(pinned)) == []
+    said = changed_defaults(pinned, {"Run.lr": 0.2, "kd.T": 4.0, "kd.new": [1, 2]})
+    assert [line.split(":")[0] for line in said] == [
+        "Run.lr is 0.2, not 0.1 as before",
+        "kd.old is 'gone', not 1 as before",
+        "new fields",
+    ]
+    assert "raise FORMAT in kdkit/study/plans.py" in said[0] and '"kd.new": [1, 2]' in said[2]
 
 
 def test_the_id_depends_on_the_teachers(monkeypatch):

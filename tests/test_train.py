@@ -265,7 +265,7 @@ def test_what_only_some_epochs_watch(runs, own_methods):
 
     run = tiny("watcher")
     record = get(run)
-    assert record.arrays["mean"].shape == (1, 10)
+    assert record.arrays["mean"].shape == (1, 100)
     whole = kept(record)
     stopped(run, 6, fresh=True)
     assert kept(get(run, fresh=True)) == whole
@@ -390,7 +390,7 @@ def test_wrong_students_and_batches(runs):
         get(tiny("okddip", student="resnet8,resnet8,resnet14,resnet8"))
     with pytest.raises(ValueError, match="unknown network 'resnet9': did you mean resnet"):
         get(tiny(student="resnet9"))
-    with pytest.raises(ValueError, match="batch=101: lesson_few has 100 training images here"):
+    with pytest.raises(ValueError, match="batch=101: glyphs_few has 100 training images here"):
         get(tiny(batch=101))
     with pytest.raises(ValueError, match="unknown method 'okdip': did you mean okddip"):
         get(tiny("okdip"))
@@ -489,7 +489,7 @@ def test_the_seed_matters(runs):
 
 
 def test_step_schedule():
-    run = preset("lesson", epochs=20, lr=0.1)
+    run = preset("lesson", schedule="step", epochs=20, lr=0.1)
     rates = [learning_rate(run, e) for e in range(20)]
     np.testing.assert_allclose(rates, [0.1] * 10 + [0.01] * 5 + [0.001] * 5)
 
@@ -578,8 +578,8 @@ def test_a_teachers_remembered_answers_are_its_answers(runs):
 
 
 def test_a_folded_network_answers_the_same():
-    net = models.build("resnet14_w0.5", 1, 10)
-    x = torch.randn(16, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    net = models.build("resnet14_w0.5", 1, 100)
+    x = torch.randn(16, 1, 20, 20, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         net.train()(x)  # statistics that are not 0 and 1
         plain = net.eval()(x).logits
@@ -597,7 +597,7 @@ def test_a_real_run_from_end_to_end(runs):
     lesson = sources.load("lesson")
     y = lesson.y_test.numpy()
     z, t = (record.test_logits[k].astype(np.float32) for k in ("students", "teacher"))
-    assert z.shape == (2, 10_000, 10) and t.shape == (10_000, 10)
+    assert z.shape == (2, 10_000, 100) and t.shape == (10_000, 100)
     top1 = 100 * (z.argmax(-1) == y).mean(-1)
     np.testing.assert_allclose(record.result["top1"], top1, atol=1e-9)
     assert record.result["ensemble"] == pytest.approx(100 * (z.mean(0).argmax(-1) == y).mean())
@@ -608,7 +608,7 @@ def test_a_real_run_from_end_to_end(runs):
     np.testing.assert_allclose(now.numpy(), z[:, :500], atol=2e-2)
     arrays = record.arrays
     assert arrays["pair_distance"].shape == (2, 2, 2)
-    assert arrays["probe_logits"].shape == (2, 2, 64, 10)
+    assert arrays["probe_logits"].shape == (2, 2, 64, 100)
     probe = z[:, arrays["probe_index"]]
     np.testing.assert_allclose(arrays["probe_logits"][-1].astype(np.float32), probe, atol=2e-2)
     assert set(record.history[0]["terms"]) == {"ce", "mutual", "teacher"}
@@ -792,7 +792,7 @@ def test_held_out_images_are_shown_but_not_trained_on(special, runs):
     train.train_epoch(state)
     assert state.method.indices <= trained and len(state.method.indices) == 70
     assert state.method.w.tolist() != pytest.approx([1 / 3] * 3)
-    with pytest.raises(ValueError, match="batch=71: lesson_few has 70 training images here"):
+    with pytest.raises(ValueError, match="batch=71: glyphs_few has 70 training images here"):
         get(tiny("views", batch=71))
     whole = kept(get(run))
     stopped(run, 10, fresh=True)
@@ -808,9 +808,127 @@ def test_a_teachers_own_learning_rate(runs):
     assert plan(tiny(teacher_lr=0.02)).id == plan(tiny()).id
 
 
+def test_a_teacher_may_have_more_images(runs):
+    """It then takes as many steps as its student, in fewer epochs."""
+    run = tiny("kd", epochs=6, teacher_n_train=300)
+    taught = plan(run).teacher
+    assert (taught.run.n_train, taught.run.epochs) == (300, 2)  # for 100 images and 6 epochs
+    assert taught.id == plan(tiny(n_train=300, epochs=2)).id
+    assert len({plan(r).id for r in (run, tiny("kd", epochs=6), run.replace(epochs=2))}) == 3
+    assert plan(run.replace(epochs=1)).teacher.run.epochs == 1  # at least
+    record = get(run)
+    assert record.meta["teacher"] == taught.id and len(record.history) == 6
+    rows = {r.run.n_train: r for r in store.records()[0]}
+    assert sorted(rows) == [100, 300] and len(rows[300].history) == 2
+    control = plans.control(tiny("dckd", epochs=6, teacher_n_train=300))
+    assert control.run.teacher_n_train == 300 and control.teacher.id == taught.id
+
+
+def test_a_teacher_that_is_published_has_no_number_of_images():
+    run = tiny("kd", teacher_pretrained=True)
+    assert plan(run.replace(teacher_n_train=300)).teacher.id == plan(run).teacher.id
+
+
+def test_a_teacher_with_its_students_seed():
+    for seed in (0, 3):
+        run = plan(tiny("kd", seed=seed, teacher_seed=-1))
+        assert run.id == plan(tiny("kd", seed=seed, teacher_seed=seed)).id
+        assert run.run.teacher_seed == seed and run.teacher.id == plan(tiny(seed=seed)).id
+    two = plan(tiny("edckd", seed=3, teacher_seed=-1))
+    assert [two.teacher.run.seed, two.teacher.teacher.run.seed] == [3, 3]
+    assert plan(tiny(seed=3, teacher_seed=-1)).id == plan(tiny(seed=3)).id  # it has no teacher
+
+
+def test_a_teacher_has_as_many_images_as_its_student_unless_it_is_said(monkeypatch):
+    kd, seen = tiny("kd"), []
+    assert plan(kd).teacher.id == plan(tiny()).id
+    assert plan(tiny("kd", teacher_n_train=kd.n_train)).id == plan(kd).id
+    assert plan(tiny("kd", n_train=0, teacher_n_train=0)).teacher.run.n_train == 0
+    assert plan(tiny(teacher_n_train=300)).id == plan(tiny()).id  # it has no teacher
+    assert plan(tiny("dml", teacher_n_train=300)).id == plan(tiny("dml")).id
+    monkeypatch.setattr(plans, "digest", lambda content, *_: seen.append(content) or "id")
+    plan(kd)
+    assert all(not {"hide", "teacher_n_train"} & set(content) for content in seen)  # as ever
+
+
+def test_generations_of_teachers_have_the_teachers_images():
+    run = plan(tiny("edckd", epochs=6, teacher_n_train=300, hide="Q"))
+    first, second = run.teacher, run.teacher.teacher
+    assert (first.run.method, second.run.method) == ("dckd", "baseline")
+    assert first.run.n_train == second.run.n_train == 300
+    assert first.run.epochs == second.run.epochs == 2
+    assert run.run.hide == "Q" and first.run.hide == second.run.hide == ""
+
+
+# classes that the student never sees
+
+
+def classes_of(run):
+    return {sources.load(run.data).class_names.index(name) for name in run.hide.split(",")}
+
+
+def test_hidden_classes_are_not_in_the_students_batches(runs, monkeypatch):
+    run, seen = tiny("kd", n_train=200, hide="é,Q"), {"kd": set(), "baseline": set()}
+
+    def listen(state, x, y, index, real=train.forward_terms):
+        assert torch.equal(state.data.y[index], y)
+        seen[state.method.name] |= set(y.tolist())
+        return real(state, x, y, index)
+
+    monkeypatch.setattr(train, "forward_terms", listen)
+    record, hidden = get(run), classes_of(run)
+    assert len(hidden) == 2 and seen["baseline"] >= hidden
+    assert seen["kd"].isdisjoint(hidden) and len(seen["kd"]) > 90
+    assert set(record.labels.tolist()) == set(range(100))  # all classes are tested
+    assert record.test_logits["students"].shape[-1] == 100
+
+
+def test_only_the_images_of_hidden_classes_are_missing():
+    whole = study_runs.load_images(plan(tiny(n_train=300)), "cpu")
+    run = plan(tiny(n_train=300, hide="ß,0"))
+    part = study_runs.load_images(run, "cpu")
+    kept = ~torch.isin(whole.y, torch.tensor([0, 97]))
+    assert classes_of(run.run) == {0, 97} and len(part) == 294
+    assert torch.equal(part.x, whole.x[kept]) and torch.equal(part.y, whole.y[kept])
+    assert part.class_names == whole.class_names and part.classes == 100
+    assert torch.equal(part.x_test, whole.x_test) and torch.equal(part.y_test, whole.y_test)
+
+
+@pytest.mark.parametrize("method", ["kd", "okddip_kd", "edckd", "ensembled_student"])
+def test_a_teacher_sees_what_its_student_does_not(method):
+    shown, hidden = plan(tiny(method)), plan(tiny(method, hide="é,Q"))
+    assert shown.id != hidden.id and shown.teacher.id == hidden.teacher.id
+    assert shown.teacher.run == hidden.teacher.run and hidden.teacher.run.hide == ""
+
+
+def test_hidden_classes_are_a_set():
+    ids = {plan(tiny("kd", hide=h)).id for h in ("é,Q", "Q,é", " é , Q ", "Q,é,Q", ",é,,Q,")}
+    assert len(ids) == 1 and plan(tiny(hide=" é , Q,")).run.hide == "Q,é"
+    assert plan(tiny("kd", hide=" ,")).id == plan(tiny("kd")).id
+    others = {plan(tiny("kd", hide=h)).id for h in ("é", "Q", "e,Q", "é,q", "É,Q")}
+    assert len(others) == 5 and not others & ids
+    assert plans.control(tiny("kd", hide="é,Q")).id == plan(tiny(hide="Q,é")).id
+
+
+@pytest.mark.parametrize("method", ["baseline", "kd"])
+def test_hidden_classes_that_are_none(runs, method):
+    everything = ",".join(sources.load("glyphs_few").class_names)
+    for hide, says in (
+        ("Q,Omega", r"unknown class of glyphs_few 'Omega'"),
+        ("QQ", r"unknown class of glyphs_few 'QQ'"),
+        (everything, r"hide=.*: no training image is left"),
+    ):
+        with pytest.raises(ValueError, match=says) as e:
+            get(tiny(method, hide=hide))
+        assert "\n" not in str(e.value)
+        with pytest.raises(ValueError, match=says):
+            study_runs.check_fit([plan(tiny(method, hide=hide))])
+    assert store.records() == ([], [], [])
+
+
 def test_a_teacher_as_it_was_published(runs, monkeypatch):
     """Weights that come from outside are a run of no epochs: tested, stored, never trained."""
-    net = models.build(NET, 1, 10)
+    net = models.build(NET, 1, 100)
     monkeypatch.setattr(plans, "pretrained", lambda name, classes: net.state_dict())
     run = tiny("kd", teacher_pretrained=True)
     its_run = plan(run).teacher.run
@@ -834,7 +952,7 @@ class Taught(Views):
     needs_teacher = True
 
     def refresh(self, z, y, t):
-        assert t.shape == (30, 10)
+        assert t.shape == (30, 100)
 
 
 METHODS.pop(Taught.name)
@@ -842,7 +960,7 @@ METHODS.pop(Taught.name)
 
 def test_a_rehearsal_knows_what_is_held_out(own_methods, runs):
     METHODS["taught"] = Taught
-    with pytest.raises(ValueError, match="batch=71: lesson_few has 70 training images here"):
+    with pytest.raises(ValueError, match="batch=71: glyphs_few has 70 training images here"):
         get(tiny("taught", batch=71))
     assert not list(runs.iterdir())  # the teacher was not trained
     assert len(get(tiny("taught", batch=10)).history) == 2

@@ -430,9 +430,8 @@ def unseen(lab: Lab, hide: str = "é,Q", T: float = 4.0) -> None:
     trainer = Trainer(lambda: box.redraw())
 
     def draw(fig, hide, T, labels, bias):
-        taught = {"method": "kd", "T": T, "r": 0.0, "alpha": 1.0}
-        fields = {"method": "baseline"} if labels else taught
-        run = plan(lab.run(**fields, hide=hide, seed=lab.seeds[0]))
+        fields = figures.hidden_fields(hide, 0.0 if labels else T)
+        run = plan(lab.run(**fields, seed=lab.seeds[0]))
         record = store.find(run)
         trainer.offer(run, record is not None)
         if record is None:

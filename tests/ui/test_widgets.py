@@ -103,11 +103,13 @@ def stored(apart):
 @pytest.mark.alone
 def test_temperature(panel, stored):
     p = panel("temperature")
-    z = stored("kd").test_logits["teacher"].astype(float)
+    z, y = stored("kd").test_logits["teacher"].astype(float), stored("kd").labels
+    names = stored("kd").meta["class_names"]
 
     def told(image, T):  # what the line must say of the teacher
         entropy = metrics.entropy(metrics.softmax(z[image], T))
-        return f"image {image}, T = {T:g}: entropy {entropy:.3f} (teacher)"
+        name = names[y[image]]
+        return f"image {image} ({name}), T = {T:g}: entropy {entropy:.3f} (teacher)"
 
     assert told(7, 4) in p.line()
     for k in range(1, 4):
@@ -136,7 +138,7 @@ def test_collection(panel, stored):
     z = stored("dckd").test_logits["students"].astype(float)[:, 3]
     m = np.delete(z, 0, 0).mean(0)
     q = metrics.softmax(m, 2.0)
-    assert "image 3, tau = 2: student 1 receives lmax; reverse KL" in p.line()
+    assert "image 3 (3), tau = 2: student 1 receives lmax; reverse KL" in p.line()
     p.press("kind", "Enter", of="average", says="tau = 2: student 1 receives avg; reverse KL")
     assert f"above 1/K {int(metrics.correlation_number(q))} in the collection" in p.line()
     p.press("reverse", "Space", says="receives avg; forward KL", draws=False)
@@ -150,7 +152,7 @@ def test_collection(panel, stored):
 def test_class_map(panel, stored):
     p = panel("class-map")
     record = stored("kd")
-    z, y = record.test_logits, load("lesson_few").y_test.numpy()
+    z, y = record.test_logits, load("glyphs_few").y_test.numpy()
     names = record.meta["class_names"]
 
     def told(of, peak, tau):
@@ -164,8 +166,8 @@ def test_class_map(panel, stored):
         )
 
     assert told(0, 6, 4) in p.line()
-    p.press("of", "Enter", of="Trouser", says=told(1, 6, 4))
-    p.press("peak", "Space", of="Sandal", says=told(1, 5, 4))
+    p.press("of", "Enter", of="1", says=told(1, 6, 4))
+    p.press("peak", "Space", of="5", says=told(1, 5, 4))
     p.press("tau", "Home", says=told(1, 5, 0.5))
 
 

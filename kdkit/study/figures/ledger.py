@@ -93,7 +93,7 @@ def say_ledger(table: pd.DataFrame) -> list[str]:
     """The counts, what chance would give, what is contradicted, and what typefaces may change."""
     judged = table[table["verdict"] != ""]
     if not len(judged):
-        return ["The claims ledger: the reference has no rows for it yet."]
+        return ["The claims ledger.", "The project's reference has no rows for it yet."]
     n = sorted(set(judged["n"]))
     seeds = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
     against = [
@@ -113,6 +113,7 @@ def say_ledger(table: pd.DataFrame) -> list[str]:
         f"Seeds do not carry what other test typefaces would change (a bootstrap over "
         f"{len(reference.sources.glyph_faces()[1])} of them): {len(wide)} of the shown differences "
         "of accuracy are smaller than that uncertainty.",
+        "Whose numbers: the project's reference (benchmarks/reference.csv).",
     ]
 
 

@@ -114,16 +114,18 @@ def say_hidden(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> li
     ]
 
 
-WITHOUT_LABELS = {"method": "kd", "hide": HIDDEN, "r": 0.0, "alpha": 1.0}
+def hidden_fields(hide: str = HIDDEN, T: float = 0.0) -> dict:
+    """Fields of the run of a student that never sees the classes `hide` and learns from a teacher's
+    answers at T alone, without labels; with T = 0 from labels alone."""
+    if not T:
+        return {"method": "baseline", "hide": hide}
+    return {"method": "kd", "hide": hide, "T": T, "r": 0.0, "alpha": 1.0}
 
 
 @figure(
     "hidden_characters",
     notebook="02",
-    runs=[
-        {"method": "baseline", "hide": HIDDEN},
-        *(WITHOUT_LABELS | {"T": T} for T in (1.0, 2.0, 4.0, 8.0)),
-    ],
+    runs=[hidden_fields(T=T) for T in (0.0, 1.0, 2.0, 4.0, 8.0)],
 )
 class Hidden:
     table = hidden_table
@@ -290,11 +292,7 @@ def say_answers(table: pd.DataFrame) -> list[str]:
 @figure(
     "never_seen",
     notebook="02",
-    runs=[
-        {"method": "baseline", "hide": HIDDEN},
-        WITHOUT_LABELS | {"T": 1.0},
-        WITHOUT_LABELS | {"T": 4.0},
-    ],
+    runs=[hidden_fields(T=T) for T in (0.0, 1.0, 4.0)],
     whole=True,
 )
 class Answers:
