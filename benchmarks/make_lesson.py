@@ -39,7 +39,7 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parents[1]
 FACES, IMAGES = ROOT / "benchmarks/glyphs_faces.csv", ROOT / "kdkit/assets/glyphs.npz"
 LICENCES = IMAGES.with_name("LICENSE-glyphs")
-COLUMNS = ("face", "package", "version", "file", "sha256", "licence", "group", "split")
+COLUMNS = ("face", "family", "package", "version", "file", "sha256", "licence", "group", "split")
 
 PILLOW = "13.0.0"  # the release that the committed images were drawn with
 CHARACTERS = (
@@ -50,7 +50,7 @@ SIZE, FINER = 20, 4  # pixels of an image; it is drawn that many times as large 
 N_TRAIN, N_VAL, N_TEST = 100, 60, 100  # images a class, and faces
 LARGEST_PACKAGE = 25_000_000  # bytes; above it are collections of Chinese and Japanese faces
 ALIKE = 0.1  # faces nearer than that belong to one group
-SAME = 0.03  # of faces nearer than that one is kept
+SAME = {"train": 0.03, "val": ALIKE, "test": ALIKE}  # of faces nearer than that one is kept
 FACES_A_FAMILY = {"train": 4, "val": 1, "test": 1}
 LARGE_GROUP = 12  # families; larger groups are for training
 
@@ -62,7 +62,7 @@ PERMISSIVE = {
     r"bitstream[- ]vera|\(c\) bitstream|copyright \(c\) 2003 by bitstream": "Bitstream-Vera",
     r"gust font licen[cs]e|GUST-FONT|\bGFL\b": "GUST-Font-License",
     r"\bCC0\b|cc-0|creative commons zero": "CC0-1.0",
-    r"\bexpat\b|\bMIT\b": "MIT",
+    r"\b[Ee]xpat\b|\bMIT\b": "MIT",
     r"\bBSD\b": "BSD",
     r"public[- ]domain": "public-domain",
 }
@@ -159,7 +159,7 @@ def licence_of(text: str, file: str, copyright_file: str) -> str:
     free_text = "" if stanzas or re.search(NOT_PERMISSIVE, copyright_file) else copyright_file
     for source in (text, about[-1] if about else free_text):
         for pattern, name in PERMISSIVE.items():
-            if re.search(pattern, source, re.I):
+            if re.search(pattern, source, 0 if name == "MIT" else re.I):
                 return name
         if re.search(NOT_PERMISSIVE, source):
             return ""
@@ -358,7 +358,8 @@ def distances(faces: list[Face]) -> np.ndarray:
 
 
 def set_groups(faces: list[Face], apart: np.ndarray) -> None:
-    """Number the groups: faces of one family, or alike, directly or through others, share one."""
+    """Number the groups: faces of one family, of one whose name begins with the other's, or alike,
+    directly or through others, share one."""
     leader = list(range(len(faces)))
 
     def find(i: int) -> int:
@@ -367,7 +368,10 @@ def set_groups(faces: list[Face], apart: np.ndarray) -> None:
         return i
 
     first: dict[str, int] = {}
-    alike = [(first.setdefault(face.family, i), i) for i, face in enumerate(faces)]
+    for i, face in enumerate(faces):
+        first.setdefault(face.family, i)
+    alike = [(first[face.family], i) for i, face in enumerate(faces)]
+    alike += [(first[a], first[b]) for a in first for b in first if b.startswith(f"{a} ")]
     for i, j in [*alike, *np.argwhere(apart < ALIKE)]:
         a, b = sorted((find(i), find(j)))
         leader[b] = a
@@ -390,7 +394,7 @@ def set_splits(faces: list[Face], apart: np.ndarray) -> None:
         families = Counter()
         for i in members[group]:
             few = families[faces[i].family] < FACES_A_FAMILY[split]
-            if few and (not kept or apart[i, kept].min() >= SAME):
+            if few and (not kept or apart[i, kept].min() >= SAME[split]):
                 kept.append(i)
                 families[faces[i].family] += 1
         return kept
@@ -483,6 +487,7 @@ def render(folder: Path) -> dict[str, np.ndarray]:
     arrays = {"characters": np.array(list(CHARACTERS)), "faces": names}
     for split, end in {"train": "", "val": "_val", "test": "_test"}.items():
         numbers = [i for i, row in enumerate(rows) if row["split"] == split]
+        numbers = _shuffled(numbers, rows, "")  # so that the first are of many kinds
         if split == "train":  # each class has its own order of the faces
             order = np.array([_shuffled(numbers, rows, c)[:N_TRAIN] for c in CHARACTERS]).T
         else:

@@ -141,7 +141,8 @@ class History(Callback):
             y_test = state.data.y_test.cpu().numpy()
             row["test_top1"] = (100 * metrics.top(state.test_logits(), y_test)).tolist()
         kept = {name: value.numpy() for name, value in means["watched"].items()}
-        kept |= {"pair_distance": metrics.pair_distance(z), "probe_logits": to_half(z[:, :64])}
+        kept["pair_distance"] = metrics.pair_distance(z)
+        kept["probe_logits"] = to_half(z[:, :: followed(len(probe))][:, :64])
         for name, value in kept.items():
             self.arrays.setdefault(name, []).append(np.asarray(value))
         self.rows.append(row)
@@ -165,6 +166,11 @@ def full_test_epochs(recipe) -> set[int]:
     """After how many epochs, besides the last, the whole test set is read."""
     n = recipe.full_tests
     return {round((k + 1) * recipe.epochs / (n + 1)) for k in range(n)} - {recipe.epochs}
+
+
+def followed(n: int) -> int:
+    """Every so manieth of the n probe images is followed, 64 in all: they are spread over them."""
+    return max(1, n // 64)
 
 
 def to_half(v: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ class _Set(NamedTuple):
     std: tuple[float, ...]
 
 
-_GREY, _INK = ((0.2860,), (0.3530,)), ((0.0702,), (0.2174,))
+_GREY, _INK = ((0.2860,), (0.3530,)), ((0.0711,), (0.2186,))
 ALIASES = {"lesson": "glyphs"}  # another name of a data set -> its own, which stands in ids
 SETS = {
     "glyphs": _Set("glyphs", 100, *_INK),

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import metrics, models
-from ..callbacks import to_half
+from ..callbacks import followed, to_half
 from ..methods import Method
 from ..randomness import own_draws
 from ..train import Fitted
@@ -207,7 +207,8 @@ def save(planned: Plan, fitted: Fitted, data, resumed_at: int | None = None) -> 
     weights = {"students": fitted.students.state_dict(), "method": method.state_dict()}
     trained = {f"{part}.{k}": v for part, state in weights.items() for k, v in state.items()}
     weights["method"] = {k: v for k, v in weights["method"].items() if k not in method.scratch}
-    arrays = fitted.arrays | {"probe_index": data.probe()[:64].cpu().numpy()}
+    probe = data.probe().cpu().numpy()
+    arrays = fitted.arrays | {"probe_index": probe[:: followed(len(probe))][:64]}
     blobs = {"weights.pt": _blob(torch.save, weights)}
     for name, content in {"history.npz": arrays, "test_logits.npz": logits}.items():
         blobs[name] = _blob(lambda v, f: np.savez_compressed(f, **v), content)
