@@ -97,14 +97,19 @@ def glyphs_few() -> Data:
 
 
 @cache
-def glyph_faces(test: str = "test") -> tuple[np.ndarray, list[str]]:
+def glyph_faces(test: str = "test") -> tuple[np.ndarray, tuple[str, ...]]:
     """(which typeface each image of a test set shows (M,) int64, from 0; their names).
 
-    test: "test" or "val".
+    test: "test" or "val"; ValueError for another.
     """
+    choose(test, ("test", "val"), "test set")
     with np.load(GLYPHS, allow_pickle=False) as z:
-        names, number = np.unique(z[f"face_{test}"], return_inverse=True)
-        return number.astype(np.int64), z["faces"][names].tolist()
+        rows, names = z[f"face_{test}"], z["faces"]
+    order, number = np.unique(rows, return_inverse=True)
+    appear = np.argsort([np.argmax(rows == row) for row in order])  # in the order of the images
+    number = np.argsort(appear)[number].astype(np.int64)
+    number.flags.writeable = False
+    return number, tuple(names[order[appear]].tolist())
 
 
 @register_dataset("fashion_mnist")
