@@ -253,7 +253,7 @@ def _constant(value: Any) -> str:
 
 def identity(run) -> dict[str, str]:
     """What the id of a run needs beside its fields: fingerprints of a user's method and
-    networks, and the digest of data that kdkit does not bring along."""
+    networks, and the digest of the data."""
     cls, found = method_class(run.method), {}
     if not is_builtin(cls):
         found["method"] = fingerprint(cls)

@@ -25,8 +25,17 @@ def hidden_classes(record: Record) -> list[int]:
     return [record.meta["class_names"].index(name) for name in names]
 
 
+_kept: dict[str, np.ndarray] = {}  # digest of weights -> logits: a picture is drawn more than once
+
+
 def unlabelled_logits(record: Record) -> np.ndarray:
     """The deployed student's logits (M, K) of the validation typefaces' images."""
+    if record.meta["weights_sha256"] not in _kept:
+        _kept[record.meta["weights_sha256"]] = _unlabelled_logits(record)
+    return _kept[record.meta["weights_sha256"]]
+
+
+def _unlabelled_logits(record: Record) -> np.ndarray:
     images, student = sources.load("glyphs_val").x_test, record.student()
     with torch.no_grad():
         return torch.cat([student(part) for part in images.split(500)]).numpy().astype(np.float64)

@@ -52,7 +52,7 @@ class Run(Recipe):
     teacher_n_train: Annotated[
         int,
         Field(0, 10**9),
-        "training images of the teacher's run, which takes as many steps; 0: the same as n_train",
+        "training images of the teacher's run; 0: as many as n_train. Both given: as many steps",
     ] = 0
     hide: Annotated[
         str, "classes whose images the student never sees, as a,b; its teacher does"

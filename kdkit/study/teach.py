@@ -50,7 +50,7 @@ class Lab:
         a, b = ([r.result["top1_deployed"] for r in self.all(**f)] for f in (ours, control))
         n, mean, half = statistics.paired(a, b)
         if n == 1:
-            return f"{mean:+.2f} points (one seed: no interval, so nothing is shown)"
+            return f"{mean:+.2f} points (one seed)"
         return f"{mean:+.2f} ± {half:.2f} (n={n}): {'' if abs(mean) > half else 'not '}shown"
 
     def figure(self, name: str) -> pd.DataFrame:

@@ -176,9 +176,13 @@ def say_own_share(table: pd.DataFrame) -> list[str]:
     above = (last["mean"] > even).sum()
     return [
         f"The share of its attention that a peer gives to itself; at the end: {shares}.",
-        f"It is above the even share of {even:.2f} in {above} of {len(last)} forms: what a peer is "
-        "then taught is mostly its own softened answer, which says little that is new and keeps "
-        "peers apart.",
+        f"It is above the even share of {even:.2f} in {above} of {len(last)} forms. "
+        + (
+            "What a peer is taught is then mostly its own softened answer, which says little that "
+            "is new and keeps peers apart."
+            if (last["mean"] > 0.5).any()
+            else "None of them gives itself more than half."
+        ),
     ]
 
 

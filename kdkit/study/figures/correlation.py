@@ -76,6 +76,8 @@ def say_correlation(table: pd.DataFrame) -> list[str]:
         f"Mean number of classes above 1/K over the test images, {seeds_text(table)}: "
         f"{each_row(table, '{who} {mean:.3f} (T = {T:g})')}."
     ]
+    if table["n"].max() < 2:
+        return [*sentences, "One seed gives no interval, so nothing is shown by this run alone."]
     for _, row in table.iterrows():
         if row["control"]:
             subject = f"At T = {row['T']:g} the correlation number of {row['who'].lower()}"

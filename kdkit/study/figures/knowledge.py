@@ -90,7 +90,7 @@ def draw_similarity(table: pd.DataFrame) -> Figure:
         ax.grid(False)
     first, names = groups[0][1], list(groups[0][1]["class"])
     large = axes["A"]
-    large.set_title("What the teacher answers (columns) to each character (rows), T = 4")
+    large.set_title(f"What the teacher answers (columns) to each class (rows), T = {T_MAP:g}")
     edges = [0, *(np.flatnonzero(np.diff(first["family"])) + 1), len(names)]
     for begin, end in pairwise(edges):
         if end - begin > 1:
@@ -119,8 +119,8 @@ def say_similarity(table: pd.DataFrame) -> list[str]:
         for other, m in students
     ]
     return [
-        "A hundred characters against a hundred: the mean softened answer of the teacher and of "
-        f"two students, ordered so that characters of one shape are neighbours; at T = {T_MAP:g}.",
+        f"{len(names)} classes against {len(names)}: the mean softened answer of the teacher and "
+        f"of two students, ordered so that what is alike stands together; at T = {T_MAP:g}.",
         f"What the {who} finds most alike: {pairs}.",
         f"Correlation of each student's map with the teacher's, outside the diagonal: "
         f"{', '.join(alike)}.",
