@@ -301,8 +301,14 @@ def test_licences_of_the_typefaces(faces, licences):
 def test_faces_of_the_test_images(glyphs, faces, test, n):
     number, names = kd.glyph_faces(test)
     assert number.tolist() == [i for i in range(n) for _ in range(100)]
-    assert names == [face["face"] for face in of_split(faces, test)]
+    assert list(names) == glyphs["faces"][glyphs[f"face_{test}"][::100]].tolist()
+    assert sorted(names) == sorted(face["face"] for face in of_split(faces, test))
     assert len(set(names)) == n and number.dtype == np.int64
+
+
+def test_there_are_typefaces_of_two_test_sets_alone():
+    with pytest.raises(ValueError, match="test set 'train'"):
+        kd.glyph_faces("train")
 
 
 # --- augmentation and normalisation ------------------------------------------------------------
