@@ -169,7 +169,7 @@ def full_test_epochs(recipe) -> set[int]:
 
 
 def followed(n: int) -> int:
-    """Every so manieth of the n probe images is followed, 64 in all: they are spread over them."""
+    """Of n probe images one in so many is followed, so that 64 are spread over them."""
     return max(1, n // 64)
 
 

@@ -269,9 +269,9 @@ def test_rows_of_another_recipe_are_not_drawn_beneath(rows, monkeypatch):
 def test_what_is_drawn_from_rows_is_not_trained(rows, monkeypatch):
     monkeypatch.setattr(reference, "SEEDS", range(1))
     fill(rows, {"method": "baseline"}, {"method": "kd"}, seeds=1)
-    wanted = figures.wanted("kd_accuracy", "smoke", 1, trained_alone=True)
+    wanted = figures.wanted("kd_accuracy", "smoke", 1, without_reference=True)
     assert wanted == [] and len(figures.wanted("kd_accuracy", "smoke", 1)) == 2
-    whole = figures.wanted("calibration", "smoke", 1, trained_alone=True)
+    whole = figures.wanted("calibration", "smoke", 1, without_reference=True)
     assert len(whole) == len(figures.get_figure("calibration").runs(preset("smoke")))
 
 

@@ -19,6 +19,8 @@ STEPS = 60  # of the fit; the mean probability is right to six digits long befor
 
 def hidden_classes(record: Record) -> list[int]:
     """The numbers of the classes that a run hides. ValueError where it hides none."""
+    if sources.SETS.get(record.run.data, sources.SETS["imagenet"]).family != "glyphs":
+        raise ValueError(f"data={record.run.data!r}: hidden classes are looked at on glyphs alone")
     names = [name for name in record.run.hide.split(",") if name]
     if not names:
         raise ValueError(f"run {record.id} ({record.run.method}) hides no class")

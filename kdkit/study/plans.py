@@ -298,15 +298,14 @@ def unusual(run: "Run | Plan") -> dict[str, Any]:
     """The fields of a run that differ from its preset and its method's defaults, seeds aside."""
     planned = plan(run)
     run, method, base = planned.run, planned.method, PRESETS.get(planned.run.preset, Run())
-    usual = canonical(_set(base, method=run.method, schedule=run.schedule), method)
+    usual = _set(base, method=run.method, schedule=run.schedule, seed=run.seed)
+    usual = canonical(usual, method)
     usual_params = method.presets.get(run.preset, {})
     found = {
         name: value
         for name, value in run.params
         if name not in usual_params or usual_params[name] != value
     }
-    if run.teacher_seed in (0, run.seed):  # one of the two usual ones
-        usual = _set(usual, teacher_seed=run.teacher_seed)
     for name in fields(Run):
         if name not in ("method", "seed", "preset", "schedule", "params"):
             value = getattr(run, name)

@@ -13,10 +13,11 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 
 from . import fingerprint, sources, store
@@ -89,6 +90,7 @@ class Reference:
             "id": planned.id,
             "run": json.loads(json.dumps(asdict(planned.run))),
             "teacher": row["teacher"] or None,
+            "classes": len(sources.load(planned.run.data).class_names),
             "method": planned.method.title,
             "code": row["code"],
             "seconds": float(row["seconds"]),
@@ -120,7 +122,7 @@ class Reference:
 
 def load() -> Reference:
     """The reference of this project; empty where there is none. Read again when a file changes."""
-    stamps = tuple(p.stat().st_mtime_ns if p.exists() else 0 for p in _files())
+    stamps = tuple((str(p), p.stat().st_mtime_ns if p.exists() else 0) for p in _files())
     return _load(stamps)
 
 
@@ -128,9 +130,13 @@ def _files() -> tuple[Path, Path, Path]:
     return tuple(folder() / f"reference{part}.csv" for part in ("", "_epochs", "_faces"))
 
 
-@cache
+@lru_cache(maxsize=1)
 def _load(stamps: tuple) -> Reference:
     rows, epochs, faces = (list(_read(path)) for path in _files())
+    if rows and tuple(rows[0]) != COLUMNS:
+        raise ValueError(
+            f"{_files()[0]}: seen columns {', '.join(rows[0])}; allowed: {', '.join(COLUMNS)}"
+        )
     curves: dict[str, dict[str, list[float]]] = {}
     for row in epochs:
         values = [float(v) for v in row["values"].split()]
@@ -174,9 +180,14 @@ def run_of(method: str, fields: str = "", seed: int = 0, preset_name: str = PRES
 
 
 def append(record: Record) -> bool:
-    """Add the row of a finished run, unless it is there; is it new?"""
-    if record.id in load().rows:
-        return False
+    """Add the row of a finished run, unless it is there; is it new? One process at a time."""
+    folder().mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(_files()[0].with_suffix(".lock")):
+        return record.id not in load().rows and _append(record)
+
+
+def _append(record: Record) -> bool:
+    """Add the row of a finished run."""
     planned, result = plan(record.run), record.result
     if planned.run.hide:
         result = result | hidden_numbers(record)

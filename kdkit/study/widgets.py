@@ -176,7 +176,7 @@ def temperature(record: Record, T: float = 4.0, image: int | None = None) -> Non
 def clear_rival(z: np.ndarray, y: np.ndarray) -> int:
     """The image with the greatest distance from the second to the third logit among those that are
     named rightly with at least 95 %; of all, where there is none. z (N, K), y (N,)."""
-    first, second, third = -np.sort(-z, axis=-1)[:, :3].T if z.shape[1] > 2 else [*z.T, z[:, 0]]
+    _, second, third = -np.sort(-np.pad(z, ((0, 0), (0, 1)), constant_values=z.min())).T[:3]
     sure = (z.argmax(-1) == y) & (metrics.softmax(z).max(-1) >= 0.95)
     return int(np.where(sure, second - third, (second - third) - 1e6).argmax())
 

@@ -56,14 +56,14 @@ def accuracy_table(
                 **tables.spread(accuracies[name]),
             }
         )
-    for number, top1 in enumerate(tables.teacher_accuracies(records)):
+    for number, of_seed in enumerate(tables.teacher_accuracies(records)):
         rows.append(
             {
                 "method": "",
                 "label": f"Teacher {number + 1}" if number else "Teacher",
                 "control": "",
                 **tables.paired({}, {}),
-                **tables.spread({0: top1}),
+                **tables.spread(of_seed),
             }
         )
     return tables.frame(rows, records)

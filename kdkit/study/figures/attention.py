@@ -132,7 +132,7 @@ class Attention:
 
 def own_share_table(records: list[Record]) -> pd.DataFrame:
     """How much of its attention a peer gives to itself, the mean over peers after each epoch, and
-    the last epoch's accuracy of the leader and mean entropy of what peers are taught."""
+    the leader's accuracy."""
     rows = []
     for name, group in tables.grouped(records).items():
         shares = {r.run.seed: np.einsum("eaa->ea", r.arrays["attention"]).mean(1) for r in group}
@@ -176,13 +176,9 @@ def say_own_share(table: pd.DataFrame) -> list[str]:
     above = (last["mean"] > even).sum()
     return [
         f"The share of its attention that a peer gives to itself; at the end: {shares}.",
-        f"It is above the even share of {even:.2f} in {above} of {len(last)} forms. "
-        + (
-            "What a peer is taught is then mostly its own softened answer, which says little that "
-            "is new and keeps peers apart."
-            if (last["mean"] > 0.5).any()
-            else "None of them gives itself more than half."
-        ),
+        f"It is above the even share of {even:.2f} in {above} of {len(last)} forms, and above one "
+        f"half in {(last['mean'] > 0.5).sum()}: there, what a peer is taught is mostly its own "
+        "softened answer.",
     ]
 
 

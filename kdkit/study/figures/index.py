@@ -124,24 +124,26 @@ def get_figure(name: str) -> Figure:
 
 
 def wanted(
-    name: str | None, preset_name: str, seeds: int | Iterable[int], trained_alone: bool = False
+    name: str | None, preset_name: str, seeds: int | Iterable[int], without_reference: bool = False
 ) -> list[Run]:
     """The runs of a figure, or of all that notebooks draw in the notebooks' order, each once.
 
-    Teachers are not listed. seeds: how many (0, 1, ...), or which. trained_alone: without what can
-    be drawn from rows of the reference. ValueError for unknown names.
+    Teachers are not listed. seeds: how many (0, 1, ...), or which. without_reference: without what
+    can be drawn from rows of the reference. ValueError for unknown names.
     """
     if name is not None:
         entries = [get_figure(name)]
     else:
         entries = [FIGURES[each] for each in list_figures() if FIGURES[each].notebook]
     seeds = range(seeds) if isinstance(seeds, int) else list(seeds)
+    base = preset(preset_name)
+    if without_reference:
+        entries = [entry for entry in entries if not has_reference(entry, base)]
     runs = [
-        preset(preset_name, **{**fields, "seed": seed})
+        base.replace(**{**fields, "seed": seed})
         for entry in entries
-        for fields in entry.runs(preset(preset_name))
+        for fields in entry.runs(base)
         for seed in seeds
-        if not (trained_alone and has_reference(entry, preset(preset_name)))
     ]
     return list({plan(run).id: run for run in runs}.values())
 

@@ -25,16 +25,9 @@ UNITS |= {f"correlation_{what}": ("classes", 2) for what in ("number", "collecti
 
 def ledger_table(records: list[Record] = ()) -> pd.DataFrame:
     """The ledger, a row a claim; of the reference, whatever `records` are."""
-    rows = claims.ledger()
-    known = reference.load()
-    table = pd.DataFrame(rows, columns=list(claims.COLUMNS))
-    used = (
-        known.find(claims.claim_run(row[side], seed))
-        for row in rows
-        for side in ("better", "worse")
-        for seed in range(row["n"])
-    )
-    table.attrs["runs"] = sorted({record.id for record in used if record})
+    table = pd.DataFrame(claims.ledger(), columns=list(claims.COLUMNS))
+    runs = table.pop("runs")
+    table.attrs["runs"] = sorted({run_id for ids in runs for run_id in ids.split()})
     return table
 
 

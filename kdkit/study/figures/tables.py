@@ -82,13 +82,15 @@ def control_label(record: Record) -> str:
     return label(other) if other else ""
 
 
-def teacher_accuracies(records: Iterable[Record]) -> list[float]:
-    """Test accuracies in percent of the plain teachers behind these records, each once."""
-    found = {}
+def teacher_accuracies(records: Iterable[Record]) -> list[dict[int, float]]:
+    """Test accuracies in percent of the plain teachers behind these records: for each kind of
+    teacher, the seed of its run -> its accuracy."""
+    found: dict[str, dict[int, float]] = {}
     for record in records:
         teacher = plan(record.run).teacher
         if teacher and type(teacher.method) is plain_method() and "teacher_top1" in record.result:
-            found[record.meta["teacher"]] = record.result["teacher_top1"]
+            kind = found.setdefault(label(teacher.run), {})
+            kind[teacher.run.seed] = record.result["teacher_top1"]
     return list(found.values())
 
 
@@ -105,9 +107,9 @@ def count_text(table: pd.DataFrame) -> str:
 
 
 def seeds_text(table: pd.DataFrame) -> str:
-    """How many seeds stand behind a table, in words: "3 seeds"."""
-    n = int(table["n"].max())
-    return f"{n} seed{'s' if n > 1 else ''}"
+    """How many seeds stand behind a table, in words: "3 seeds", "3 to 10 seeds"."""
+    least, most = int(table["n"].min()), int(table["n"].max())
+    return f"{f'{least} to ' if least < most else ''}{most} seed{'s' if most > 1 else ''}"
 
 
 def each_row(table: pd.DataFrame, template: str) -> str:

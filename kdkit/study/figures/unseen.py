@@ -110,7 +110,9 @@ def say_hidden(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> li
         f"other characters, without any label; {seeds_text(table)}.",
         *sentences,
         f"Of the characters that it saw, the student at T = {best['T']:g} names {best['seen']:.1f} "
-        f"%, the one from labels alone {alone:.1f} %.",
+        f"%, the one from labels alone {alone:.1f} %."
+        if best["T"]
+        else f"Of the characters that they saw, students of labels alone name {alone:.1f} %.",
     ]
 
 
@@ -159,7 +161,7 @@ def few_images_table(records: list[Record]) -> pd.DataFrame:
             {
                 "method": run.method,
                 "label": name,
-                "images": run.n_train // group[0].meta.get("classes", 100),
+                "images": run.n_train // group[0].meta["classes"],
                 **tables.spread(values),
             }
         )
@@ -171,15 +173,20 @@ def draw_few_images(table: pd.DataFrame, reference: pd.DataFrame | None = None) 
     """Accuracy against images a class, a line for labels and one for the teacher's answers."""
     fig = Figure(figsize=(6.8, 3.6))
     ax, ends = fig.subplots(), []
-    for which, rows_of in ((reference, REFERENCE_COLOUR), (table, "")):
+    for which, grey in ((reference, REFERENCE_COLOUR), (table, "")):
         for name, rows in () if which is None else which.groupby("method", sort=False):
             look, rows = method_style(name), rows.sort_values("images")
-            if rows_of:
-                look |= {"color": rows_of, "marker": "", "lw": 4, "linestyle": "-"}
-            elif rows["n"].max():
+            half = rows["sd"].fillna(0)
+            if grey:
+                look |= {"color": grey, "marker": "", "lw": 4, "linestyle": "-"}
+                half = [
+                    np.nan_to_num(statistics.half_width(sd, int(n)))
+                    for sd, n in zip(rows["sd"], rows["n"], strict=True)
+                ]
+            else:
                 text = "labels alone" if len(ends) == 0 else "and a teacher that saw the most"
                 ends.append((rows["mean"].iloc[-1], text, look["color"]))
-            ax.errorbar(rows["images"], rows["mean"], rows["sd"].fillna(0), capsize=3, **look)
+            ax.errorbar(rows["images"], rows["mean"], half, capsize=3, **look)
     ax.set_xscale("log")
     ticks = sorted(table["images"].unique())
     ax.set_xticks(ticks, [f"{count}" for count in ticks])

@@ -2,7 +2,8 @@
 
 `claims.csv` says in our words what is claimed and which two kinds of run it compares, each as a
 method with fields as `--set` takes them; a teacher is written as the Baseline run that it is.
-`published` is the paper's own difference in points, where it prints both numbers. `ledger` compares
+`published` is the paper's own difference in points, where it prints both numbers; of DCKD's
+groups the means over their networks are compared. `ledger` compares
 the runs of the reference: differences are taken in the claim's direction and paired by seed.
 """
 
@@ -19,7 +20,7 @@ from ..reference import ReferenceRecord, run_of
 
 FIELDS = ("paper", "place", "claim", "better", "worse", "metric", "published")
 COLUMNS = ("paper", "place", "claim", "better", "worse", "metric", "n", "difference", "half_width")
-COLUMNS += ("verdict", "published", "half_width_faces")
+COLUMNS += ("verdict", "published", "half_width_faces", "runs")
 SHOWN, CONTRADICTED, NOT_SHOWN = "shown", "contradicted", "not shown"
 DRAWS = 10_000  # of test typefaces, for the uncertainty that they bring
 
@@ -59,8 +60,9 @@ def verdict(difference: float, half_width: float) -> str:
 
 
 def ledger(seeds: Iterable[int] = reference.SEEDS) -> list[dict[str, Any]]:
-    """Each claim with n, difference, half_width of its interval over seeds, verdict and
-    half_width_faces, the same over test typefaces; n 0 and no verdict where rows are missing."""
+    """Each claim with n, difference, half_width of its interval over seeds, verdict,
+    half_width_faces, the same over test typefaces, and the ids of its runs; n 0 and no verdict
+    where rows are missing."""
     known, compared = reference.load(), []
     for row in claims():
         pairs = []
@@ -80,6 +82,7 @@ def ledger(seeds: Iterable[int] = reference.SEEDS) -> list[dict[str, Any]]:
                     [known.faces[a.id] - known.faces[b.id] for a, b in pairs]
                 )
         found |= {"n": len(pairs), "published": float(row["published"] or "nan")}
+        found["runs"] = " ".join(record.id for pair in pairs for record in pair)
         found["verdict"] = (
             verdict(found["difference"], found["half_width"]) if len(pairs) > 1 else ""
         )
