@@ -297,7 +297,7 @@ def draw_peers(table: pd.DataFrame) -> Figure:
             ax.plot(curve["epoch"], curve["p"], label=name, **style)
         ax.set_title(student)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        ax.label_outer()
+        ax.tick_params(labelleft=ax is axes[1])
     axes[1].set(ylim=(-0.03, 1.03), ylabel="probability")
     fig.supxlabel("epoch", fontsize=9.5)
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="says")

@@ -42,6 +42,8 @@ def distribution_bars(
         long = max(map(len, names)) > 3
         turn = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if long else {}
         ax.set_xticks(range(classes), names, **turn)
+    else:
+        ax.set_xticks([])
     ax.grid(axis="x", visible=False)
     top = 1.08 * max(np.max(p) for _, p, _ in distributions)
     ax.set(
