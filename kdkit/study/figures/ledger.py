@@ -86,7 +86,8 @@ def say_ledger(table: pd.DataFrame) -> list[str]:
     """The counts, what chance would give, what is contradicted, and what typefaces may change."""
     judged = table[table["verdict"] != ""]
     if not len(judged):
-        return ["The claims ledger.", "The project's reference has no rows for it yet."]
+        n = int(table["n"].max())
+        return ["The claims ledger.", f"No verdict yet: {n} seed(s) in the project's reference."]
     n = sorted(set(judged["n"]))
     seeds = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
     against = [
