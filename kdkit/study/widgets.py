@@ -81,10 +81,10 @@ def slider(text: str, value, low, high, step, field: Field | None = None) -> W.W
 
 
 def choice(text: str, options, value=None) -> W.Widget:
-    """A button for each of the options, values or (label, value) pairs; above twenty a slider over
+    """A button for each of the options, values or (label, value) pairs; above thirty a slider over
     them. No drop-down list: JupyterLab takes the arrow keys away from one."""
     given = {} if value is None else {"value": value}
-    if len(options) > 20:
+    if len(options) > 30:
         return W.SelectionSlider(
             options=options, description=text, continuous_update=False, style=WIDE, **given
         )
