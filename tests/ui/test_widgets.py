@@ -166,8 +166,8 @@ def test_class_map(panel, stored):
         )
 
     assert told(0, 6, 4) in p.line()
-    p.press("of", "Enter", of="1", says=told(1, 6, 4))
-    p.press("peak", "Space", of="5", says=told(1, 5, 4))
+    p.press("of", "ArrowRight", says=told(1, 6, 4))
+    p.press("peak", "ArrowLeft", says=told(1, 5, 4))
     p.press("tau", "Home", says=told(1, 5, 0.5))
 
 
