@@ -1,7 +1,5 @@
 """The attention between peers over training, and what is asymmetric in it."""
 
-from textwrap import fill
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -154,13 +152,13 @@ def own_share_table(records: list[Record]) -> pd.DataFrame:
 @kdkit_style()
 def draw_own_share(table: pd.DataFrame) -> Figure:
     """Attention to oneself over the epochs, a line for each form. table: of `own_share_table`."""
-    fig, ends = Figure(figsize=(7.6, 3.4)), []
+    fig, ends = Figure(figsize=(9.6, 3.4)), []
     ax = fig.subplots()
     for number, (name, rows) in enumerate(table.groupby("label", sort=False)):
         style = {"color": PALETTE[number], "ls": LINES[number % 5], "marker": ""}
         ax.plot(rows["epoch"], rows["mean"], **style)
         text = f"{name}: leader {rows['top1_deployed'].iloc[0]:.1f} %"
-        ends.append((rows["mean"].iloc[-1], fill(text, 34), PALETTE[number]))
+        ends.append((rows["mean"].iloc[-1], text, PALETTE[number]))
     ax.axhline(1 / table["peers"].iloc[0], **DASHED)
     ax.text(1, 1 / table["peers"].iloc[0], "the even share", fontsize=9, va="bottom")
     ax.set(xlabel="epoch", ylabel="attention to oneself", ylim=(0, 1.03))
