@@ -192,6 +192,13 @@ def told_table(records: list[Record], image: int | None = None) -> pd.DataFrame:
     return table
 
 
+def _draw_subject(ax, table: pd.DataFrame) -> None:
+    """The test image that a table is about, with its number."""
+    number = table["image"].iloc[0]
+    draw_image(ax, tables.test_images(table.attrs["data"])[number])
+    ax.set_title(f"test image {number}", loc="center", fontsize=9)
+
+
 @kdkit_style()
 def draw_told(table: pd.DataFrame) -> Figure:
     """The image, and beside it each teller's largest probabilities. table: of `told_table`."""
@@ -199,8 +206,7 @@ def draw_told(table: pd.DataFrame) -> Figure:
     fig = Figure(figsize=(9.4, 4.6))
     across = -(-(len(groups) + 1) // 2)
     axes = np.ravel(fig.subplots(2, across))
-    draw_image(axes[0], tables.test_images(table.attrs["data"])[table["image"].iloc[0]])
-    axes[0].set_title(f"test image {table['image'].iloc[0]}", loc="center")
+    _draw_subject(axes[0], table)
     for number, (ax, (who, rows)) in enumerate(zip(axes[1:], groups, strict=False)):
         top = rows.sort_values("p", ascending=False, kind="stable")[:TOLD][::-1]
         colours = [
@@ -288,8 +294,7 @@ def draw_peers(table: pd.DataFrame) -> Figure:
     groups = list(table.groupby("student", sort=False))
     fig = Figure(figsize=(9.6, 2.9))
     axes = fig.subplots(1, len(groups) + 1, width_ratios=[0.6, *[1] * len(groups)])
-    draw_image(axes[0], tables.test_images(table.attrs["data"])[table["image"].iloc[0]])
-    axes[0].set_title(f"test image {table['image'].iloc[0]}", loc="center", fontsize=9)
+    _draw_subject(axes[0], table)
     for ax, (student, rows) in zip(axes[1:], groups, strict=True):
         ax.sharey(axes[1])
         for number, (name, curve) in enumerate(rows.groupby("class", sort=False)):
