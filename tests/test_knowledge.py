@@ -132,3 +132,24 @@ def test_a_clear_rival_is_a_sure_right_answer_with_one_other():
 def test_a_student_without_hidden_classes_is_refused():
     with pytest.raises(ValueError, match="hides no class"):
         unseen.answers_table([get(preset("smoke"))])
+
+
+@pytest.mark.parametrize("name", ["hidden_characters", "never_seen"])
+@pytest.mark.parametrize("base", ["lesson", "smoke", "okddip_paper"])
+def test_characters_are_hidden_from_runs_on_characters_alone(name, base):
+    base = preset(base)
+    for fields in figures.get_figure(name).runs(base):
+        run = plan(base.replace(**fields)).run
+        assert sources.SETS[run.data].family == "glyphs" and run.hide == "Q,é"
+        usual = base if base.data.startswith("glyphs") else preset("lesson")
+        assert (run.epochs, run.student, run.preset) == (usual.epochs, "resnet8_w0.5", usual.preset)
+
+
+def test_an_image_is_called_chosen_only_where_it_was(records):
+    told, peers = records["told_of_one_image"], records["peers_over_epochs"]
+    for image in (None, 7):
+        for say, table in (
+            (knowledge.say_told, knowledge.told_table(told, image)),
+            (knowledge.say_peers, knowledge.peers_table(peers, image)),
+        ):
+            assert any("was chosen" in sentence for sentence in say(table)) == (image is None)

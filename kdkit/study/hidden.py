@@ -27,14 +27,18 @@ def hidden_classes(record: Record) -> list[int]:
     return [record.meta["class_names"].index(name) for name in names]
 
 
-_kept: dict[str, np.ndarray] = {}  # digest of weights -> logits: a picture is drawn more than once
+KEPT = 8  # students whose logits stay in memory: a picture of them is drawn more than once
+_kept: dict[str, np.ndarray] = {}  # digest of weights -> logits
 
 
 def unlabelled_logits(record: Record) -> np.ndarray:
     """The deployed student's logits (M, K) of the validation typefaces' images."""
-    if record.meta["weights_sha256"] not in _kept:
-        _kept[record.meta["weights_sha256"]] = _unlabelled_logits(record)
-    return _kept[record.meta["weights_sha256"]]
+    key = record.meta["weights_sha256"]
+    if key not in _kept:
+        while len(_kept) >= KEPT:
+            del _kept[next(iter(_kept))]
+        _kept[key] = _unlabelled_logits(record)
+    return _kept[key]
 
 
 def _unlabelled_logits(record: Record) -> np.ndarray:

@@ -430,7 +430,8 @@ def unseen(lab: Lab, hide: str = "é,Q", T: float = 4.0) -> None:
     trainer = Trainer(lambda: box.redraw())
 
     def draw(fig, hide, T, labels, bias):
-        fields = figures.hidden_fields(hide, 0.0 if labels else T)
+        fields = figures.on_characters(lab.run())
+        fields |= figures.hidden_fields(hide, 0.0 if labels else T)
         run = plan(lab.run(**fields, seed=lab.seeds[0]))
         record = store.find(run)
         trainer.offer(run, record is not None)

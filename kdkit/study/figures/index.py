@@ -201,8 +201,11 @@ def _whose(records: Iterable[Record]) -> str:
             if seeds == list(range(seeds[0], seeds[-1] + 1))
             else "".join(f", {seed}" for seed in seeds[1:])
         )
-    if any(isinstance(record, reference.ReferenceRecord) for record in records):
-        return f"the project's reference, {text} (benchmarks/reference.csv)"
+    rows = [record for record in records if isinstance(record, reference.ReferenceRecord)]
+    if rows:
+        changed = reference.load().other_code(rows)
+        other = f"; code has changed since: {', '.join(changed)}" if changed else ""
+        return f"the project's reference, {text} (benchmarks/reference.csv{other})"
     return f"runs of this store, {text}"
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ... import metrics
+from ...methods.okddip import mix
 from ..store import Record
 from . import tables
 from .index import figure
@@ -157,38 +158,38 @@ def told_table(records: list[Record], image: int | None = None) -> pd.DataFrame:
     collected = collects.method.collect(torch.from_numpy(z)).numpy()  # (m, N, K)
     attention = attends.arrays["attention"][-1].astype(np.float64)  # (peers, peers)
     peers = attends.logits()[0][: len(attention)]  # (peers, N, K)
-    targets = np.einsum("ab,bnk->ank", attention, peers)
-    answers = {"teacher": (z_teacher, collects.method.T)}
+    weights = torch.from_numpy(attention).expand(peers.shape[1], -1, -1)  # (N, peers, peers)
+    targets = mix(torch.from_numpy(peers), weights, T, attends.method.aggregate).numpy()
+    answers = {"teacher": (collects.method.T, metrics.softmax(z_teacher, collects.method.T))}
     answers |= {
-        f"{collects.method.title}: to student {number}": (z_k, tau)
+        f"{collects.method.title}: to student {number}": (tau, metrics.softmax(z_k, tau))
         for number, z_k in enumerate(collected, 1)
     }
     answers |= {
-        f"{attends.method.title}: to peer {number}": (z_k, T)
-        for number, z_k in enumerate(targets, 1)
+        f"{attends.method.title}: to peer {number}": (T, q) for number, q in enumerate(targets, 1)
     }
     labels, names = collects.labels, collects.meta["class_names"]
-    if image is None:
-        p = np.stack([metrics.softmax(z_k) for z_k, _ in answers.values()])  # (tellers, N, K)
+    number = image
+    if number is None:
+        p = np.stack([q for _, q in answers.values()])  # (tellers, N, K)
         differ = p.var(0).sum(-1) * (z_teacher.argmax(-1) == labels)
-        image = int(differ.argmax())
-    told = {"label": np.eye(len(names))[labels[image]]}
-    told |= {who: metrics.softmax(z_k[image], at) for who, (z_k, at) in answers.items()}
-    heat = {"label": 0.0} | {who: at for who, (_, at) in answers.items()}
+        number = int(differ.argmax())
+    told = {"label": (0.0, np.eye(len(names))[labels[number]])}
+    told |= {who: (heat, q[number]) for who, (heat, q) in answers.items()}
     rows = [
         {
-            "image": image,
-            "true": names[labels[image]],
+            "image": number,
+            "true": names[labels[number]],
             "who": who,
-            "T": heat[who],
+            "T": heat,
             "class": name,
             "p": value,
         }
-        for who, p in told.items()
+        for who, (heat, p) in told.items()
         for name, value in zip(names, p.round(5), strict=True)
     ]
     table = tables.frame(rows, [collects, attends])
-    table.attrs["data"] = collects.run.data
+    table.attrs |= {"data": collects.run.data, "chosen": image is None}
     return table
 
 
@@ -236,7 +237,7 @@ def say_told(table: pd.DataFrame) -> list[str]:
     return [
         f"All that students are told of test image {first['image']}, which shows {first['true']}: "
         f"{'; '.join(told)}.",
-        "The image was chosen because these differ most on it.",
+        *["The image was chosen because these differ most on it."] * table.attrs["chosen"],
     ]
 
 
@@ -262,10 +263,9 @@ def peers_table(records: list[Record], image: int | None = None) -> pd.DataFrame
     """
     record = min(records, key=lambda record: record.run.seed)
     p = metrics.softmax(record.arrays["probe_logits"])  # (E, m, 64, K)
-    if image is None:
-        image = int(p.var(1).sum((0, -1)).argmax())
-    of_image = p[:, :, image]  # (E, m, K)
-    number = int(record.arrays["probe_index"][image])
+    place = int(p.var(1).sum((0, -1)).argmax()) if image is None else image
+    of_image = p[:, :, place]  # (E, m, K)
+    number = int(record.arrays["probe_index"][place])
     names, true = record.meta["class_names"], int(record.labels[number])
     weight = of_image.mean((0, 1))
     weight[true] = np.inf
@@ -284,7 +284,7 @@ def peers_table(records: list[Record], image: int | None = None) -> pd.DataFrame
         for c in np.argsort(-weight, kind="stable")[:FOLLOWED]
     ]
     table = tables.frame(rows, [record])
-    table.attrs["data"] = record.run.data
+    table.attrs |= {"data": record.run.data, "chosen": image is None}
     return table
 
 
@@ -319,7 +319,8 @@ def say_peers(table: pd.DataFrame) -> list[str]:
     return [
         f"What each student says, epoch by epoch, of test image {first['image']}, which shows "
         f"{first['true']}; at the end: {', '.join(ends)}.",
-        "The image was chosen, of 64 that are followed, because students disagree on it longest.",
+        *["The image was chosen, of 64 that are followed, because students disagree on it longest."]
+        * table.attrs["chosen"],
     ]
 
 

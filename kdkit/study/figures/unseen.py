@@ -1,12 +1,14 @@
 """Knowledge of what a student has not seen: hidden characters, and few images of each."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .. import statistics
+from .. import sources, statistics
 from ..hidden import fitted_bias, hidden_classes, hidden_numbers, unlabelled_logits
-from ..plans import Run
+from ..plans import Run, preset
 from ..store import Record
 from . import tables
 from .index import figure
@@ -124,11 +126,21 @@ def hidden_fields(hide: str = HIDDEN, T: float = 0.0) -> dict:
     return {"method": "kd", "hide": hide, "T": T, "r": 0.0, "alpha": 1.0}
 
 
-@figure(
-    "hidden_characters",
-    notebook="02",
-    runs=[hidden_fields(T=T) for T in (0.0, 1.0, 2.0, 4.0, 8.0)],
-)
+def on_characters(base: Run) -> dict:
+    """Fields that lead from the recipe `base` to one on characters: none if it is, else all of the
+    lesson's, for under another preset the pictures of hidden characters are the lesson's too."""
+    if sources.SETS.get(base.data, sources.SETS["imagenet"]).family == "glyphs":
+        return {}
+    recipe = vars(preset("lesson"))
+    return {name: recipe[name] for name in recipe if name not in ("method", "params", "seed")}
+
+
+def hidden_runs(*temperatures: float) -> Callable[[Run], list[dict]]:
+    """What a figure shows: preset -> fields of a student at each temperature; 0: of labels."""
+    return lambda base: [on_characters(base) | hidden_fields(T=T) for T in temperatures]
+
+
+@figure("hidden_characters", notebook="02", runs=hidden_runs(0.0, 1.0, 2.0, 4.0, 8.0))
 class Hidden:
     table = hidden_table
     draw = draw_hidden
@@ -296,12 +308,7 @@ def say_answers(table: pd.DataFrame) -> list[str]:
     ]
 
 
-@figure(
-    "never_seen",
-    notebook="02",
-    runs=[hidden_fields(T=T) for T in (0.0, 1.0, 4.0)],
-    whole=True,
-)
+@figure("never_seen", notebook="02", runs=hidden_runs(0.0, 1.0, 4.0), whole=True)
 class Answers:
     table = answers_table
     draw = draw_answers
