@@ -2,22 +2,24 @@
 
     KDKIT_RUNS=elsewhere python benchmarks/search_lesson.py [STAGE ...] [--workers 1]
 
-Trains what is missing in the store, adds a row for each run to benchmarks/lesson_search.csv and
-prints the means. STAGE: "recipe" (Baseline and KD under each recipe), and under the chosen one
-"weights" (what a method's own term weighs) and "length" (what twice the epochs change in Baseline);
-by default all. Test typefaces are never read.
+Trains what has no row in benchmarks/lesson_search.csv, adds its row and prints the means. STAGE:
+"recipe" (Baseline and KD under each recipe), "groups" (what two learning rates do to groups), and
+under the chosen recipe "weights" (what a method's own term weighs) and "length" (what twice the
+epochs change in Baseline); by default all. Test typefaces are never read.
 """
 
 import argparse
 import csv
+import io
 from pathlib import Path
 
-from kdkit.study import store
-from kdkit.study.plans import Run, plan
+from kdkit.study import project, store
+from kdkit.study.plans import Plan, Run, plan
 from kdkit.study.sweep import sweep
 
 TABLE = Path(__file__).with_name("lesson_search.csv")
-COLUMNS = ("stage", "method", "fields", "seed", "top1", "ensemble", "diversity", "teacher_top1")
+COLUMNS = ("stage", "method", "fields", "seed", "id", "top1", "ensemble", "diversity")
+COLUMNS += ("teacher_top1", "seconds")
 
 BASE = dict(
     data="glyphs_val",
@@ -52,44 +54,31 @@ CHOSEN = dict(batch=32, epochs=30, lr=0.05)  # beside BASE
 # Better for a network alone, but groups fall apart in it: the branches' gradients add up.
 TOO_HOT = dict(batch=32, epochs=30, lr=0.1)
 METHODS = [dict(method="baseline"), dict(method="kd")]
+GROUPS = [
+    dict(method="baseline"),
+    dict(method="kd"),
+    dict(method="ind"),
+    dict(method="ind", based="network"),
+    dict(method="okddip"),
+    dict(method="okddip", m=8),
+    dict(method="okddip", two_level=False),
+    dict(method="okddip", based="network"),
+]
+WEIGHTS = [
+    *(dict(method="fitnet", beta=b) for b in (100.0, 10.0, 1.0)),
+    *(dict(method="at", beta=b) for b in (1000.0, 100.0, 10.0)),
+    *(dict(method="ft", beta=b) for b in (200.0, 20.0, 2.0)),
+    *(dict(method="rkd", w_d=w, w_a=2 * w) for w in (25.0, 2.5, 0.25)),
+    *(dict(method="cc", beta=b) for b in (0.02, 0.2, 2.0)),
+    *(dict(method="crd", beta=b) for b in (0.8, 0.2)),
+    *(dict(method="ofd", beta=b) for b in (1e-3, 1e-2, 1e-4)),
+    *(dict(method="reviewkd", beta=b) for b in (1.0, 0.3)),
+]
 # Stage -> fields of its runs, beside BASE, and seeds.
 STAGES: dict[str, tuple[list[dict], tuple[int, ...]]] = {
     "recipe": ([m | recipe for recipe in RECIPES for m in METHODS], (100,)),
-    "groups": (
-        [
-            fields | CHOSEN
-            for fields in (
-                dict(method="baseline"),
-                dict(method="kd"),
-                dict(method="ind"),
-                dict(method="ind", based="network"),
-                dict(method="okddip"),
-                dict(method="okddip", m=8),
-                dict(method="okddip", two_level=False),
-                dict(method="okddip", based="network"),
-            )
-        ],
-        (100,),
-    ),
-    "weights": (
-        [
-            fields | recipe
-            for recipe in (CHOSEN, TOO_HOT)
-            for fields in (
-                dict(method="baseline"),
-                dict(method="kd"),
-                *(dict(method="fitnet", beta=b) for b in (100.0, 10.0, 1.0)),
-                *(dict(method="at", beta=b) for b in (1000.0, 100.0, 10.0)),
-                *(dict(method="ft", beta=b) for b in (200.0, 20.0, 2.0)),
-                *(dict(method="rkd", w_d=w, w_a=2 * w) for w in (25.0, 2.5, 0.25)),
-                *(dict(method="cc", beta=b) for b in (0.02, 0.2, 2.0)),
-                *(dict(method="crd", beta=b) for b in (0.8, 0.2)),
-                *(dict(method="ofd", beta=b) for b in (1e-3, 1e-2, 1e-4)),
-                *(dict(method="reviewkd", beta=b) for b in (1.0, 0.3)),
-            )
-        ],
-        (100,),
-    ),
+    "groups": ([fields | recipe for recipe in (CHOSEN, TOO_HOT) for fields in GROUPS], (100,)),
+    "weights": ([fields | CHOSEN for fields in WEIGHTS], (100,)),
     "length": (
         [
             dict(method="baseline") | recipe | dict(epochs=epochs)
@@ -107,22 +96,42 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="processes, by default one per core")
     args = parser.parse_args()
     for stage in args.stages:
-        configurations, seeds = STAGES[stage]
-        runs = [
-            (fields, Run(**BASE).replace(preset="", **fields, seed=seed, teacher_seed=seed))
-            for fields in configurations
-            for seed in seeds
-        ]
-        for title, why in sweep([run for _, run in runs], workers=args.workers).items():
+        runs = runs_of(stage)
+        known = {row["id"] for row in table() if row["stage"] == stage}
+        missing = {run_id: run for run_id, (run, _) in runs.items() if run_id not in known}
+
+        def add(run_id: str, stage=stage, missing=missing, runs=runs) -> None:
+            """The row of a run, if it is one of these and not only a teacher's."""
+            if run_id in missing:
+                write([*table(), row_of(stage, runs[run_id][1], missing[run_id])])
+
+        for run_id, run in missing.items():
+            if store.find(run):
+                add(run_id)
+        for title, why in sweep(list(missing.values()), args.workers, on_done=add).items():
             print(f"failed: {title}: {why}")
-        rows = [row for fields, run in runs if (row := row_of(stage, fields, run))]
-        write(stage, rows)
-        for fields in configurations:
-            mine = [row for row in rows if row["fields"] == text(fields)]
-            mine = [row for row in mine if row["method"] == fields["method"]]
-            if mine:
-                mean = sum(row["top1"] for row in mine) / len(mine)
-                print(f"{mean:.2f}  n {len(mine)}  {fields['method']}  {text(fields)}")
+        say(stage, STAGES[stage][0])
+
+
+def runs_of(stage: str) -> dict[str, tuple[Plan, dict]]:
+    """A stage's runs and their fields beside BASE, by id."""
+    configurations, seeds = STAGES[stage]
+    runs = {}
+    for fields in configurations:
+        for seed in seeds:
+            run = plan(Run(**BASE).replace(preset="", **fields, seed=seed, teacher_seed=seed))
+            runs[run.id] = run, fields
+    return runs
+
+
+def say(stage: str, configurations: list[dict]) -> None:
+    """Print the means of a stage."""
+    for fields in configurations:
+        mine = [row for row in table() if row["stage"] == stage and row["fields"] == text(fields)]
+        mine = [float(row["top1"]) for row in mine if row["method"] == fields["method"]]
+        if mine:
+            mean = sum(mine) / len(mine)
+            print(f"{mean:.2f}  n {len(mine)}  {fields['method']}  {text(fields)}")
 
 
 def text(fields: dict) -> str:
@@ -130,34 +139,39 @@ def text(fields: dict) -> str:
     return " ".join(f"{name}={value}" for name, value in fields.items() if name != "method")
 
 
-def row_of(stage: str, fields: dict, run: Run) -> dict | None:
-    """A run's row, from the store; None where it failed."""
-    planned = plan(run)
+def row_of(stage: str, fields: dict, planned: Plan) -> dict:
+    """The row of a stored run."""
     record = store.find(planned)
-    if record is None:
-        return None
     return {
         "stage": stage,
         "method": fields["method"],
         "fields": text(fields),
-        "seed": run.seed,
+        "seed": planned.run.seed,
+        "id": planned.id,
         "top1": round(record.result["top1_deployed"], 2),
         "ensemble": round(record.result["ensemble"], 2),
         "diversity": round(record.result.get("diversity") or 0, 4),
         "teacher_top1": record.result.get("teacher_top1", ""),
+        "seconds": round(record.meta["seconds"]),
     }
 
 
-def write(stage: str, rows: list[dict]) -> None:
-    """The table with the rows of a stage in place of the earlier ones."""
-    before = []
-    if TABLE.exists():
-        with TABLE.open(newline="", encoding="utf-8") as file:
-            before = [row for row in csv.DictReader(file) if row.get("stage") not in (None, stage)]
-    with TABLE.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*before, *rows])
+def table() -> list[dict]:
+    """The rows so far; those of other images or of stages that have gone are left out."""
+    if not TABLE.exists():
+        return []
+    wanted = {(stage, run_id) for stage in STAGES for run_id in runs_of(stage)}
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if (row["stage"], row.get("id")) in wanted]
+
+
+def write(rows: list[dict]) -> None:
+    """The table, whole or not at all, in the order of the stages."""
+    content = io.StringIO()
+    writer = csv.DictWriter(content, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(sorted(rows, key=lambda row: list(STAGES).index(row["stage"])))
+    project.write(TABLE, content.getvalue().encode())
 
 
 if __name__ == "__main__":

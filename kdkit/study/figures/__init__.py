@@ -48,7 +48,14 @@ from .calibration import draw_reliability, reliability_table
 from .curves import Curves, Diversity, curves_table, draw_curves, draw_progress
 from .predictions import draw_collection, draw_images, draw_temperature, show_images
 from .knowledge import class_similarity, draw_similarity, peers_table, told_table
-from .unseen import answers_table, draw_answers, few_images_runs, hidden_fields, hidden_table, on_characters
+from .unseen import (
+    answers_table,
+    draw_answers,
+    few_images_runs,
+    hidden_fields,
+    hidden_table,
+    on_characters,
+)
 from . import results
 
 for _module in pkgutil.iter_modules(__path__):  # files that are added register theirs last
