@@ -28,6 +28,7 @@ _KIT = {  # name -> module of kdkit.study that holds it; "": the module itself
     "PRESETS": "plans",
     "Record": "store",
     "Run": "plans",
+    "against": "papers.against",
     "build_students": "plans",
     "cells": "papers",
     "check": "teach",
