@@ -311,6 +311,8 @@ figure(
         {"method": "ind"},
         {"method": "cl_ilr", "alpha": 0.0},
         {"method": "cl_ilr"},
+        {"method": "one", "alpha": 0.0},  # the ensemble learns from labels and teaches nobody
+        {"method": "one"},
         {"method": "ind", "based": "network"},
         {"method": "dml"},
         {"method": "dml", "T": 1.0, "pairwise": True, "detach": True, "eps": 0.0},
