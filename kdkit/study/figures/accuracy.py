@@ -170,10 +170,7 @@ def draw_sweep(
     if reference is not None:
         for _, rows in reference.dropna(subset=[field]).groupby("method", sort=False):
             rows = rows.sort_values(field)
-            half = [
-                statistics.half_width(sd, int(n))
-                for sd, n in zip(rows["sd"], rows["n"], strict=True)
-            ]
+            half = tables.half_widths(rows)
             grey = {"color": REFERENCE_COLOUR, "zorder": 1, "marker": ""}
             ax.errorbar(rows[field], rows["mean"], yerr=half, lw=3, elinewidth=3, **grey)
     for name, rows in table.groupby("method", sort=False):

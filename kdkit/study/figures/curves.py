@@ -8,7 +8,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from .. import statistics
 from ..store import Record
 from . import tables
 from .index import figure
@@ -84,9 +83,7 @@ def draw_curves(
 def _draw_reference(ax, table: pd.DataFrame) -> None:
     """The curves of the reference, beneath."""
     for _, rows in table.groupby(["label", "quantity"], sort=False):
-        half = [
-            statistics.half_width(sd, int(n)) for sd, n in zip(rows["sd"], rows["n"], strict=True)
-        ]
+        half = tables.half_widths(rows)
         low, high = rows["mean"] - half, rows["mean"] + half
         ax.fill_between(rows["epoch"], low, high, color=REFERENCE_COLOUR, alpha=0.6, lw=0)
         ax.plot(rows["epoch"], rows["mean"], color=REFERENCE_COLOUR, marker="", ls="-", lw=1.2)

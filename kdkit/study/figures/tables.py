@@ -70,6 +70,12 @@ def paired_rows(ours: pd.Series, other: pd.Series) -> dict[str, Any]:
     return paired(seed_values(ours), seed_values(other))
 
 
+def half_widths(table: pd.DataFrame) -> np.ndarray:
+    """Half of the 95 % interval of each row's mean, over its seeds; 0 for a single seed."""
+    pairs = zip(table["sd"], table["n"], strict=True)
+    return np.array([np.nan_to_num(statistics.half_width(sd, int(n))) for sd, n in pairs])
+
+
 def row_of(table: pd.DataFrame | None, label: str) -> pd.Series | None:
     """The row of that label; None where there is no table or no such row."""
     rows = table[table["label"] == label] if table is not None else ()

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .. import statistics
 from ..plans import Run, plan
 from ..store import Record
 from . import tables
@@ -70,8 +69,7 @@ def draw_teachers(table: pd.DataFrame, reference: pd.DataFrame | None = None) ->
         look, rows = method_style(method), rows.sort_values("teacher_top1")
         if reference is not None:
             grey = reference[reference["method"] == method]
-            half = grey.apply(lambda row: statistics.half_width(row["sd"], int(row["n"])), axis=1)
-            bars = {"yerr": half.fillna(0), "fmt": "none", "elinewidth": 7}
+            bars = {"yerr": tables.half_widths(grey), "fmt": "none", "elinewidth": 7}
             ax.errorbar(grey["teacher_top1"], grey["mean"], ecolor=REFERENCE_COLOUR, **bars)
         ax.errorbar(rows["teacher_top1"], rows["mean"], rows["sd"].fillna(0), capsize=3, **look)
         ends.append((rows["mean"].iloc[-1], rows["title"].iloc[0], look["color"]))

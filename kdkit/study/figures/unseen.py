@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .. import sources, statistics
+from .. import sources
 from ..hidden import fitted_bias, hidden_classes, hidden_numbers, unlabelled_logits
 from ..plans import Run, preset
 from ..store import Record
@@ -65,11 +65,8 @@ def draw_hidden(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> F
     for number, (bias, rows) in enumerate(table.groupby("bias", sort=False)):
         colour, rows = PALETTE[number], rows.sort_values("T")
         grey = reference[reference["bias"] == bias] if reference is not None else table[:0]
-        for _, row in grey.iterrows():
-            half = np.nan_to_num(statistics.half_width(row["sd"], int(row["n"])))
-            ax.bar(
-                x[row["T"]], 2 * half, 0.5, row["mean"] - half, color=REFERENCE_COLOUR, alpha=0.7
-            )
+        half, places = tables.half_widths(grey), [x[T] for T in grey["T"]]
+        ax.bar(places, 2 * half, 0.5, grey["mean"] - half, color=REFERENCE_COLOUR, alpha=0.7)
         taught = rows[rows["T"] > 0]
         line = {"color": colour, "marker": MARKERS[number], "ls": LINES[number]}
         places = [x[T] for T in taught["T"]]
@@ -191,10 +188,7 @@ def draw_few_images(table: pd.DataFrame, reference: pd.DataFrame | None = None) 
             half = rows["sd"].fillna(0)
             if grey:
                 look |= {"color": grey, "marker": "", "lw": 4, "linestyle": "-"}
-                half = [
-                    np.nan_to_num(statistics.half_width(sd, int(n)))
-                    for sd, n in zip(rows["sd"], rows["n"], strict=True)
-                ]
+                half = tables.half_widths(rows)
             else:
                 text = "labels alone" if len(ends) == 0 else "and a teacher that saw the most"
                 ends.append((rows["mean"].iloc[-1], text, look["color"]))
