@@ -120,8 +120,6 @@ def test_a_read_only_folder_is_a_warning(monkeypatch, runs):
 
     monkeypatch.setattr(project, "write", closed)
     monkeypatch.setattr(store, "write", closed)
-    with pytest.warns(UserWarning, match="your guess is kept for this session alone"):
-        assert kd.predict("Which?", 2.0).value == 2.0
     kd.figure("only_here", runs=[{"method": "baseline"}])
     with pytest.warns(UserWarning, match="the figure is shown and not saved"):
         table = lab.figure("only_here")

@@ -18,6 +18,10 @@ MAX_CHECKPOINT_SHARE = 1 / 60  # of the time since the last one, that a checkpoi
 class Interrupted(KeyboardInterrupt):
     """The run was stopped from outside; it is saved and goes on when asked for again."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows, in place of the frames that were stopped."""
+        return [f"kdkit: {self}"]
+
 
 @contextmanager
 def stoppable():
@@ -44,7 +48,9 @@ def raise_if_stopped(stop: threading.Event, title: str) -> None:
     """Raise Interrupted where a stop was asked for while the run was ending: it is stored, and what
     would come after it does not start."""
     if stop.is_set():
-        raise Interrupted(f"stopped; {title} had just finished and is stored")
+        raise Interrupted(
+            f"stopped; {title} had just finished and is stored: run the same again for what is left"
+        )
 
 
 class Checkpoint(Callback):

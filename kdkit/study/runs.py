@@ -119,7 +119,10 @@ def _teacher(planned: Plan, data, stop: threading.Event) -> nn.Module | None:
     teacher_run = planned.teacher.run
     if store.find(planned.teacher) is None:
         if stop.is_set():
-            raise Interrupted(f"stopped before the teacher of {planned.title} was trained")
+            raise Interrupted(
+                f"stopped before the teacher of {planned.title} was trained: run the same again "
+                "to begin"
+            )
         what = "training" if teacher_run.epochs else "testing"
         store.say(
             f"{planned.run.method} needs a teacher: {what} {teacher_run.student} "

@@ -1,7 +1,6 @@
-"""What only notebooks use: the lab, real source on the page, predictions, checks of exercises."""
+"""What only notebooks use: the lab, with its live picture, and real source on the page."""
 
 import inspect
-import json
 import os
 import time
 import warnings
@@ -10,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import torch
 from IPython.display import HTML, Code, display
 
-from . import figures, runs, statistics, store
+from . import figures, guess, runs, statistics, store
 from .plans import Plan, Run, plan, preset
 from .store import Record
 
@@ -36,7 +34,7 @@ class Lab:
         on_epoch: called with the engine's state after each epoch, in place of a live picture.
         """
         planned = plan(self.run(**{"seed": self.seeds[0], **fields}))
-        if on_epoch is None and not store.quiet():
+        if on_epoch is None and not store.quiet() and not guess.hiding():
             on_epoch = _LivePicture(planned)
         return runs.get(planned, fresh, on_epoch)
 
@@ -52,6 +50,23 @@ class Lab:
         if n == 1:
             return f"{mean:+.2f} points (one seed)"
         return f"{mean:+.2f} ± {half:.2f} (n={n}): {'' if abs(mean) > half else 'not '}shown"
+
+    def train(self, *names: str) -> None:
+        """Train what the figures of these names lack, with a bar for each run and no picture: so
+        that nothing is seen before a guess. ValueError for unknown names."""
+        entries = [figures.get_figure(name) for name in names]
+        wanted = {
+            planned.id: planned
+            for entry in entries
+            if not (self.reference and figures.reference_records(entry, self.base))
+            for fields in entry.runs(self.base)
+            for seed in self.seeds
+            for planned in [plan(self.run(**{**fields, "seed": seed}))]
+        }
+        missing = [planned for planned in wanted.values() if store.find(planned) is None]
+        for planned in missing:
+            runs.get(planned)
+        print(f"{len(wanted)} run(s) are ready, {len(missing)} of them trained now")
 
     def figure(self, name: str) -> pd.DataFrame:
         """Get the runs of a figure, draw it, save it, show it with what it says; its numbers.
@@ -118,66 +133,3 @@ class _LivePicture:
 def show(obj: Any) -> None:
     """The real source of a class or function, as it runs."""
     display(Code(inspect.getsource(obj), language="python"))
-
-
-@dataclass(frozen=True)
-class Guess:
-    """A prediction made before a run."""
-
-    question: str
-    value: float
-    unit: str
-
-    def compare(self, actual: float) -> None:
-        """Print guess, outcome and how far apart they are."""
-        side = "the same direction" if self.value * actual > 0 else "another direction"
-        print(
-            f"{self.question}\n  you said {self.value:+.2f} {self.unit}, it is {actual:+.2f} "
-            f"{self.unit}: {abs(actual - self.value):.2f} apart, in {side}"
-        )
-
-
-def predict(question: str, guess: float, unit: str = "points") -> Guess:
-    """Store a guess (in the run store, so that a restarted kernel keeps it) before a run.
-
-    Running the cell again with another number counts as a new guess and replaces the old one.
-    """
-    path = store.root() / "guesses.json"
-    try:
-        kept = json.loads(path.read_text())
-    except (OSError, ValueError):
-        kept = {}
-    kept[question] = {"guess": float(guess), "unit": unit, "time": round(time.time())}
-    try:
-        store.write(path, json.dumps(kept, indent=1).encode())
-    except OSError as e:  # as in a class folder that is read-only
-        warnings.warn(f"your guess is kept for this session alone: {e}", stacklevel=2)
-    return Guess(question, float(guess), unit)
-
-
-def check(yours: Callable, reference: Callable, cases: list[tuple], hint: str = "") -> bool:
-    """Compare a learner's function with the library's on `cases` (tuples of arguments).
-
-    Prints one line: right, not written yet (it returned None), or the first case that differs.
-    """
-    for number, case in enumerate(cases, 1):
-        if why := _wrong(yours, case, torch.as_tensor(reference(*case), dtype=torch.float64)):
-            print(f"case {number}: {why}. {hint}")
-            return False
-    print(f"right: the same as the library on {len(cases)} case(s)")
-    return True
-
-
-def _wrong(yours: Callable, case: tuple, want: torch.Tensor) -> str:
-    """What is wrong with a learner's answer; nothing where it is right."""
-    try:
-        got = yours(*case)
-    except Exception as e:  # a learner's mistake is an answer, not a crash of the notebook
-        return f"{type(e).__name__}: {e}"
-    if got is None or got is Ellipsis:
-        return "not written yet"
-    got = torch.as_tensor(got, dtype=torch.float64)
-    if got.shape != want.shape:
-        return f"shape {tuple(got.shape)}, should be {tuple(want.shape)}"
-    right = torch.allclose(got, want, rtol=1e-4, atol=1e-6)
-    return "" if right else f"differs by up to {(got - want).abs().max():.4g}"
