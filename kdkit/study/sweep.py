@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from ..callbacks import NotFinite
 from . import fingerprint, store
 from .callbacks import Interrupted, stoppable
-from .plans import Plan, Run, plan, run_from
+from .plans import Plan, Run, label, plan, run_from
 from .runs import check_fit, get
 
 # Of workers: one thread each, so that they share the cores, and nothing waits for a front end.
@@ -44,6 +44,11 @@ class Job:
     payload: dict
     needs: set[str] = field(default_factory=set)
     epochs: int = 1  # of the bar; a notebook counts as one
+    kind: str = ""  # of run, as figures name it
+
+    def progress(self, epoch: int) -> str:
+        """What is under way, for the bar."""
+        return f"{self.kind} {epoch}/{self.epochs}" if self.kind else self.title
 
 
 def cores() -> int:
@@ -67,7 +72,7 @@ def missing(runs: Iterable[Run | Plan]) -> dict[str, Job]:
             needs = {add(planned.teacher)} & jobs.keys() if planned.teacher else set()
             title = f"{planned.title} (run {planned.id})"
             payload = {"run": dataclasses.asdict(planned.run)}
-            jobs[planned.id] = Job(title, payload, needs, planned.run.epochs)
+            jobs[planned.id] = Job(title, payload, needs, planned.run.epochs, label(planned))
         return planned.id
 
     for run in runs:
@@ -131,7 +136,8 @@ def run_jobs(
                 if not busy:
                     failed |= dict.fromkeys(waiting, "something that it needs failed")
                     return {jobs[k].title: why for k, why in failed.items()}
-                bar.set_postfix_str(f"{len(waiting)} waiting", refresh=False)
+                under_way = [jobs[key].progress(epochs[key]) for key in busy]
+                bar.set_postfix_str(f"{'; '.join(under_way)}; {len(waiting)} waiting", False)
                 with suppress(queue.Empty):
                     key, why = finished.get(timeout=0.2)  # so that a signal is heard
                     del busy[key]

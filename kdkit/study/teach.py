@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from IPython.display import HTML, Code, display
 
-from . import figures, guess, runs, statistics, store
+from . import figures, guess, runs, statistics, store, sweep
 from .plans import Plan, Run, plan, preset
 from .store import Record
 
@@ -52,8 +52,9 @@ class Lab:
         return f"{mean:+.2f} ± {half:.2f} (n={n}): {'' if abs(mean) > half else 'not '}shown"
 
     def train(self, *names: str) -> None:
-        """Train what the figures of these names lack, with a bar for each run and no picture: so
-        that nothing is seen before a guess. ValueError for unknown names."""
+        """Train what the figures of these names lack, side by side, with a bar and no picture: so
+        that nothing is seen before a guess. ValueError for unknown names, RuntimeError where a run
+        fails."""
         entries = [figures.get_figure(name) for name in names]
         wanted = {
             planned.id: planned
@@ -64,8 +65,12 @@ class Lab:
             for planned in [plan(self.run(**{**fields, "seed": seed}))]
         }
         missing = [planned for planned in wanted.values() if store.find(planned) is None]
-        for planned in missing:
-            runs.get(planned)
+        if len(missing) > 1 and sweep.cores() > 1 and not any(map(sweep.own_names, missing)):
+            if failed := sweep.sweep(missing):
+                raise RuntimeError("; ".join(f"{title}: {why}" for title, why in failed.items()))
+        else:
+            for planned in missing:
+                runs.get(planned)
         print(f"{len(wanted)} run(s) are ready, {len(missing)} of them trained now")
 
     def figure(self, name: str) -> pd.DataFrame:
