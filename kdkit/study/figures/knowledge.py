@@ -152,7 +152,7 @@ def told_table(records: list[Record], image: int | None = None) -> pd.DataFrame:
     """
     first = min(record.run.seed for record in records)
     collects = next(r for r in records if r.run.seed == first and hasattr(r.method, "collect"))
-    attends = next(r for r in records if r.run.seed == first and "attention" in r.arrays)
+    attends = next(r for r in records if r.run.seed == first and hasattr(r.method, "aggregate"))
     z, z_teacher = collects.logits()
     tau, T = collects.method.tau, attends.method.T
     collected = collects.method.collect(torch.from_numpy(z)).numpy()  # (m, N, K)
