@@ -1,7 +1,8 @@
 """The figures: a file holds one subject, its table, its drawing and its sentences side by side.
 
 index.py says what a figure is and how to add one, style.py how it looks, tables.py what the
-subjects share. `make(name, records)` gives a figure's table, drawing and sentences.
+subjects share, drawing.py how a diagram is written. `make(name, records)` gives a figure's table,
+drawing and sentences.
 """
 # ruff: noqa: I001  the order of the imports is the order of the figures within a notebook
 
@@ -32,6 +33,9 @@ from .style import (
     text_colour,
 )
 from .tables import frame, grouped, label, paired, spread, verdict
+from .drawing import Diagram, Panel
+from .methods_map import map_table
+from . import diagrams
 from .accuracy import Accuracy, Sweep, accuracy_table, draw_accuracy, say_accuracy
 from .attention import attention_table, draw_attention, draw_matrices
 from .ensembles import draw_ensembles, ensemble_table
@@ -67,8 +71,10 @@ __all__ = [
     "PALETTE",
     "Accuracy",
     "Curves",
+    "Diagram",
     "Diversity",
     "Figure",
+    "Panel",
     "Sweep",
     "accuracy_table",
     "answers_table",
@@ -77,6 +83,7 @@ __all__ = [
     "class_similarity",
     "correlation_table",
     "curves_table",
+    "diagrams",
     "distribution_table",
     "draw_accuracy",
     "draw_answers",
@@ -109,6 +116,7 @@ __all__ = [
     "label",
     "list_figures",
     "make",
+    "map_table",
     "margin_text",
     "mean_sd_text",
     "method_style",
