@@ -208,7 +208,7 @@ x | student | h   | embed_S |      |     |
 x | student |     |         | z    |     | CE | y
 """,
         """
-x -> teacher -> h_T -|> embed_T -|> bank =|> NCE
+x -> teacher -> h_T -|> embed_T -> bank =|> NCE
 x -> student -> h -> embed_S -> NCE
 student -> z -> CE
 y -> CE
