@@ -118,6 +118,8 @@ def test_the_runner_passes_a_sound_notebook_and_its_parameters(tmp_path):
     notebooks.run_notebook(src, tmp_path / "copy.ipynb", {"A": 3.0})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy.ipynb", "trap.ipynb"]
     assert "heard" in (tmp_path / "copy.ipynb").read_text()
+    copy = nbformat.read(tmp_path / "copy.ipynb", as_version=4)
+    assert copy.metadata.kdkit == {"preset": "smoke", "seeds": "1"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import zmq
@@ -64,9 +65,21 @@ def figures(
         )
         index.save(fig, only, alt, table)
         return {}
+    return execute(notebooks(), preset_name, seeds, workers)
+
+
+def execute(
+    paths: Iterable[Path], preset_name: str, seeds: int | str, workers: int | None = None
+) -> dict[str, str]:
+    """Execute notebooks side by side, each as soon as the runs of its figures are stored.
+
+    Arguments, copies and what is returned are those of `figures`.
+    """
+    from_reference = seeds == "reference"
+    trained = [0] if from_reference else range(int(seeds))
     jobs, copies = {}, store.root() / "notebooks"
     copies.mkdir(parents=True, exist_ok=True)
-    for path in notebooks():
+    for path in paths:
         needed = missing(
             run
             for name in index.list_figures()
@@ -108,6 +121,7 @@ class _KernelManager(AsyncKernelManager):
 def run_notebook(src: Path | str, dst: Path | str, params: dict | None = None) -> None:
     """Execute the notebook `src` with papermill, strictly; the executed copy goes to `dst`.
 
+    Where all went well, the copy's metadata `kdkit` say with which preset and seeds.
     Errors: ValueError for parameters that the notebook has not; RuntimeError, in one line, for an
     error in a cell and for those that papermill lets pass, in Output widgets and in threads.
     """
@@ -153,3 +167,11 @@ def run_notebook(src: Path | str, dst: Path | str, params: dict | None = None) -
     ]
     if problems:
         raise RuntimeError(f"{src.name}: errors that papermill lets pass: {'; '.join(problems)}")
+    nb.metadata["kdkit"] = made_with()
+    papermill.iorw.write_ipynb(nb, str(dst))
+
+
+def made_with() -> dict[str, str]:
+    """The preset and the seeds that the environment names for notebooks."""
+    names = {"preset": ("KDKIT_PRESET", "lesson"), "seeds": ("KDKIT_SEEDS", "1")}
+    return {key: os.environ.get(name) or default for key, (name, default) in names.items()}
