@@ -1,4 +1,6 @@
 # make figures   run every notebook on the built-in data and draw the figures (SEEDS=reference: figures/)
+# make site      the executed walk as a website, in site/_build/html (runs what it lacks)
+# make slides    a deck of slides for each notebook with marked cells, in site/_build/slides
 # make quick     the tests that take a moment
 # make test      the tests, nbval on the first notebooks, the notebooks in a real browser
 # make slow      what make test leaves out: every network and method at its real size
@@ -14,6 +16,8 @@ PYTHON = python3
 PY = $(abspath $(VENV))/bin/python
 # The committed figures are those of the reference; any other run draws into figures/local/.
 FIGURES = $(if $(filter reference,$(SEEDS)),KDKIT_FIGURES="$${KDKIT_FIGURES:-$(CURDIR)/figures}")
+# Of the reference, too, where SEEDS names nothing else.
+SITE = $(if $(SEEDS),KDKIT_SEEDS=$(SEEDS)) $(PY) site/build.py
 # Every extra of pyproject.toml, as pip takes them, and a check that all they list is installed.
 EXTRAS = $$($(PYTHON) -c "import tomllib; \
   print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies'], sep=',')")
@@ -28,10 +32,16 @@ NBVAL = -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout
 # This checkout's kdkit, in notebooks' kernels as well, whatever the environment holds.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: figures quick test slow ui lab reference clean ready
+.PHONY: figures site slides quick test slow ui lab reference clean ready
 
 figures: ready
 	$(FIGURES) $(PY) -m kdkit figures $(if $(SEEDS),--seeds $(SEEDS))
+
+site: ready
+	$(SITE)
+
+slides: ready
+	$(SITE) slides
 
 quick: ready
 	@$(SHARED) && $(PY) -m pytest tests -n 2 --dist loadfile -m "not slow and not long"
@@ -62,7 +72,7 @@ reference: ready
 	$(PY) benchmarks/reference.py
 
 clean:
-	rm -rf .venv build kdkit.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build site/_build kdkit.egg-info .pytest_cache .ruff_cache
 	find kdkit tests benchmarks notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ifeq ($(VENV),.venv)
