@@ -157,6 +157,12 @@ WRONG = {  # name: the learner's function, the library's, cases, what must be sa
         KL,
         "It is the answer for T = 1: T is not used.",
     ),
+    "T squared alone": (
+        lambda z_s, z_t, T: flat_kl(z_s, z_t, 1) * T**2,
+        losses.kl_T,
+        KL,
+        "It is T**2 times the answer for T = 1: T acts as a factor alone.",
+    ),
     "order": (
         lambda z_s, z_t, T: flat_kl(z_t, z_s, T),
         losses.kl_T,
@@ -241,6 +247,19 @@ WRONG = {  # name: the learner's function, the library's, cases, what must be sa
         OTHERS,
         "Your maximum is over all values at once; it should be over axis 1.",
     ),
+    "maximum with positions": (
+        lambda z: z.max(0),
+        losses.others_max,
+        OTHERS,
+        "got values and their positions (take .values), expected shape (3, 5, 4)",
+    ),
+    "mean of the other axis": (
+        lambda z, y: losses.ce(z, y) * len(z) / z.shape[1],
+        losses.ce,
+        CE,
+        "It is 5/4 of the right answer, the sizes of z's axes 0 and 1: one for the other?",
+    ),
+    "factor 2": (lambda z: z.sum() * 2, lambda z: z.sum(), [(z_s,)], "It is 2 times too large."),
     "sum of the others": (
         lambda z: z.sum(0) - z,
         losses.others_mean,
@@ -419,6 +438,23 @@ def test_an_accident_of_the_first_case_is_not_the_mistake(capsys):
     assert "4 is T." in capsys.readouterr().out
     kd.check(lambda z, T: z.sum(), lambda z, T: z.sum() * z.shape[1], cases)
     assert "4 is the size of z's axis 1" in capsys.readouterr().out
+    kd.check(lambda z, y: losses.ce(z, y) - z.amax(-1).mean(), losses.ce, [BIG, (z_s, y)], "think")
+    assert capsys.readouterr().out.endswith("got -500, expected 500.\nHint: think\n")
+
+
+def test_a_mistake_is_the_same_whatever_the_number_of_axes(capsys):
+    cases = [(drawn(2, 3, 4).softmax(-1).numpy(),), (drawn(5, 3).softmax(-1).numpy(),)]
+    kd.check(lambda p: plogp(p).mean(-1), metrics.entropy, cases)
+    kd.check(plogp, metrics.entropy, cases)
+    kd.check(lambda p: plogp(p).sum(0), metrics.entropy, cases)
+    kd.check(lambda p: plogp(p).sum(-1) / np.log(2), metrics.entropy, cases)
+    said = capsys.readouterr().out.splitlines()[1::2]
+    assert said == [
+        "It is 4 times too small; 4 is the size of p's axis 2. Do you divide by it without need?",
+        "The sum over axis 2 is missing.",
+        "It goes along the wrong axis: it is right with axes 0 and 2 exchanged.",
+        "The logarithm is to base 2; the natural one is meant.",
+    ]
 
 
 @pytest.mark.parametrize("cases", [[], [drawn(3)], drawn(2, 3)])

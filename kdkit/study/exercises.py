@@ -24,11 +24,13 @@ from .store import Record
 
 @dataclass(frozen=True)
 class _Wrong:
-    """What differs in one case; the known mistakes that explain it; what else may help."""
+    """What differs in one case; the known mistakes that explain it; what else may help. comparable:
+    did it give numbers, so that a mistake of another case would show here too?"""
 
     text: str
     known: dict[tuple, str] = field(default_factory=dict)
     note: str = ""
+    comparable: bool = False
 
 
 _NOT_DONE = _Wrong("None or an ellipsis was returned")
@@ -64,8 +66,9 @@ def check(yours: Callable, reference: Callable, cases: list[tuple], hint: str = 
         print("not done yet: nothing is returned. Write the body, then run this cell again.")
         return
     known = first.known
-    for _, result in wrong[1:]:  # an accident of the first case is not one of the others
-        known = {key: text for key, text in known.items() if key in result.known} or known
+    for _, other in wrong[1:]:  # an accident of the first case does not show in the others
+        if other.comparable:
+            known = {key: text for key, text in known.items() if key in other.known}
     key, advice = next(iter(known.items()), ((), first.note))
     if hint and (not key or key[0] in mistakes.VAGUE):
         advice = f"{advice} Hint: {hint}".strip()
@@ -108,7 +111,8 @@ def _compare(yours: Callable, reference: Callable, arguments: tuple) -> _Wrong |
             which = f"part {i + 1}: " if len(wanted) > 1 else ""
             note = mistakes.not_finite(got, want)
             known = {} if note or not got.numel() else mistakes.find(got, want, case)
-            return _Wrong(which + _difference(got, want), known, note)
+            finite = bool(got.double().isfinite().all())
+            return _Wrong(which + _difference(got, want), known, note, finite)
     return None
 
 
@@ -130,6 +134,8 @@ def _copied(value: Any) -> Any:
 def _parts(value: Any) -> list[Tensor]:
     """An answer as tensors: one, also where a list of equal shapes can be stacked to one, or those
     of a list. TypeError, with a name of what it is instead, for what is no number."""
+    if isinstance(value, tuple) and hasattr(value, "indices"):  # of torch.max along an axis
+        raise TypeError("values and their positions (take .values)")
     if isinstance(value, list | tuple):
         parts = [part for item in value for part in _parts(item)]
         if len(parts) == len(value) and len({part.shape for part in parts}) == 1:

@@ -96,7 +96,7 @@ def find(got: Tensor, want: Tensor, case: Case) -> dict[tuple, str]:
     case that shows the mistake -> its sentence."""
     got, want = got.double(), want.double()
     found: dict[tuple, str] = {}
-    looks = (_oneself, _shape, _sign, _axes, _factor, _arguments, _steps, _values, _sums)
+    looks = (_oneself, _shape, _sign, _factor, _arguments, _steps, _values, _sums)
     for look in looks:
         for key, sentence in look(got, want, case):
             found.setdefault((look.__name__, *key), sentence)
@@ -126,12 +126,12 @@ def axes_text(axes: tuple[int, ...]) -> str:
 
 
 def _shape(got: Tensor, want: Tensor, case: Case) -> Iterator[tuple[tuple, str]]:
-    """Right values in another shape; an axis that should be gone, or one that is."""
-    if got.shape == want.shape:
-        return
+    """Transposed; right values in another shape; an axis that should be gone, or one that is."""
     for pair in itertools.combinations(range(got.ndim), 2):
         if close(got.transpose(*pair), want):
             yield ("transposed", *pair), f"It is transposed: exchange {axes_text(pair)}."
+    if got.shape == want.shape:
+        return
     if got.numel() == want.numel() and close(got.reshape(want.shape), want):
         what = "The values are right, their shape is not"
         if got.squeeze().shape == want.squeeze().shape:
@@ -152,7 +152,7 @@ def _shape(got: Tensor, want: Tensor, case: Case) -> Iterator[tuple[tuple, str]]
                 )
                 missing = f"{over[0].upper()}{over[1:]} {'is' if len(axes) == 1 else 'are'} missing"
                 kept = f"You took {over} as well, which should be kept"
-                yield (axes, names), f"{missing if larger is got else kept}."
+                yield (larger is got, names), f"{missing if larger is got else kept}."
 
 
 def _sign(got: Tensor, want: Tensor, case: Case) -> Iterator[tuple[tuple, str]]:
@@ -179,12 +179,6 @@ def _oneself(got: Tensor, want: Tensor, case: Case) -> Iterator[tuple[tuple, str
                 yield (name,), f"{text}: leave oneself out."
 
 
-def _axes(got: Tensor, want: Tensor, case: Case) -> Iterator[tuple[tuple, str]]:
-    for pair in itertools.combinations(range(got.ndim), 2):
-        if got.shape == want.shape and close(got.transpose(*pair), want):
-            yield pair, f"It is transposed: exchange {axes_text(pair)}."
-
-
 def _arguments(got: Tensor, want: Tensor, case: Case) -> Iterator[tuple[tuple, str]]:
     """Two arguments exchanged, or a number that is not used."""
     tensors = [(i, tuple(t.shape), case.arguments[i]) for i, t in case.tensors()]
@@ -194,9 +188,15 @@ def _arguments(got: Tensor, want: Tensor, case: Case) -> Iterator[tuple[tuple, s
             names = f"{case.names[i]} and {case.names[j]}"
             yield ("order", i, j), f"The order is turned round: it is right for {names} exchanged."
     for i, value in case.numbers():
-        if value != 1 and close(got, case.answer({i: type(case.arguments[i])(1)})):
-            name = case.names[i]
+        name, usual = case.names[i], case.answer({i: type(case.arguments[i])(1)})
+        if value == 1 or usual is None:
+            continue
+        if close(got, usual):
             yield ("unused", i), f"It is the answer for {name} = 1: {name} is not used."
+        for power in (name, f"{name}**2"):
+            if close(got, usual * value ** (1 if power == name else 2)):
+                text = f"It is {power} times the answer for {name} = 1"
+                yield ("factor", i, power), f"{text}: {name} acts as a factor alone."
 
 
 class _Otherwise(TorchFunctionMode):
@@ -238,20 +238,20 @@ def _steps(got: Tensor, want: Tensor, case: Case) -> Iterator[tuple[tuple, str]]
             answer = case.answer({})
         if mode.right is not None and close(got, answer):
             over = "all values at once" if axis is None else f"axis {axis}"
-            yield (step, axis), f"Your {step} is over {over}; it should be over axis {mode.right}."
-    for i, j in itertools.combinations(range(deep), 2):  # the reference may not be torch's
-        changes = {
-            k: turned if isinstance(case.arguments[k], Tensor) else turned.numpy()
-            for k, turned in ((k, t.transpose(i, j)) for k, t in case.tensors() if j < t.ndim)
-        }
-        answer = case.answer(changes)
-        if close(got, answer) or (
-            answer is not None and j < answer.ndim and close(got, answer.transpose(i, j))
-        ):
             yield (
-                (i, j),
-                f"It goes along the wrong axis: it is right with {axes_text((i, j))} exchanged.",
+                (step, axis is None),
+                f"Your {step} is over {over}; it should be over axis {mode.right}.",
             )
+    for i, j in itertools.permutations(range(deep), 2):  # the reference may not be torch's
+        for turn in (Tensor.movedim, Tensor.transpose):
+            turned = [(k, turn(t, i, j)) for k, t in case.tensors() if max(i, j) < t.ndim]
+            answer = case.answer(
+                {k: t if isinstance(case.arguments[k], Tensor) else t.numpy() for k, t in turned}
+            )
+            back = answer is not None and max(i, j) < answer.ndim and turn(answer, j, i)
+            if close(got, answer) or (back is not False and close(got, back)):
+                text = f"it is right with {axes_text((min(i, j), max(i, j)))} exchanged"
+                yield ("along",), f"It goes along the wrong axis: {text}."
 
 
 def _known_factors(case: Case) -> Iterator[tuple[float, tuple, str, str, str]]:
@@ -262,24 +262,23 @@ def _known_factors(case: Case) -> Iterator[tuple[float, tuple, str, str, str]]:
         name = case.names[i]
         yield value, (i, 1), name, f"Divide by {name}.", f"Multiply by {name}."
         yield value**2, (i, 2), f"{name}**2", f"Divide by {name}**2.", f"Multiply by {name}**2."
-    sizes = [
-        (i, axis, n, case.names[i]) for i, t in case.tensors() for axis, n in enumerate(t.shape)
-    ]
-    for i, axis, n, name in sizes:
-        yield (
-            n,
-            (i, axis),
-            f"the size of {name}'s axis {axis}",
-            "Is the mean over it missing?",
-            needless,
-        )
-    for (i, a, n, name), (j, b, k, _) in itertools.combinations(sizes, 2):
-        if i == j:
-            text = f"{n} * {k}, the sizes of {name}'s axes {a} and {b}"
-            yield n * k, (i, a, b, "both"), text, "Is the mean over both missing?", needless
-    for i, axis, n, name in sizes:
-        text = f"one less than the size of {name}'s axis {axis}"
-        yield n - 1, (i, axis, "others"), text, "Divide by it.", needless
+    for i, t in case.tensors():
+        for axis, n in enumerate(t.shape):
+            name = f"the size of {case.names[i]}'s axis {axis}"
+            for key in (axis, axis - t.ndim):  # either may be the same in another case
+                yield n, (i, key), name, "Is the mean over it missing?", needless
+    for i, t in case.tensors():
+        for a, b in itertools.combinations(range(t.ndim), 2):
+            n, k = t.shape[a], t.shape[b]
+            name = f"{n} * {k}, the sizes of {case.names[i]}'s axes {a} and {b}"
+            for key in (a, a - t.ndim):
+                yield n * k, (i, key, b - a), name, "Is the mean over both missing?", needless
+    for i, t in case.tensors():
+        for axis, n in enumerate(t.shape):
+            name = f"one less than the size of {case.names[i]}'s axis {axis}"
+            small = needless if n != 3 else f"{needless[:-1]}, or is a factor 2 missing?"
+            for key in (axis, axis - t.ndim):
+                yield n - 1, (i, key, "others"), name, "Divide by it.", small
 
 
 def _factor(got: Tensor, want: Tensor, case: Case) -> Iterator[tuple[tuple, str]]:
@@ -304,12 +303,19 @@ def _factor(got: Tensor, want: Tensor, case: Case) -> Iterator[tuple[tuple, str]
         if value and is_(1 / value):
             yield ("small", *key), f"{start} {value:g} times too small; {which}. {multiply}"
     for i, t in case.tensors():
-        for axis, n in enumerate(t.shape):
-            which = f"{n} is the size of {case.names[i]}'s axis {axis}"
-            for key, over, under in (("more", n, n - 1), ("less", n - 1, n)):
-                if under and is_(over / under):
-                    text = f"{start} {over}/{under} of the right answer; {which}."
-                    yield (key, i, axis), f"{text} Is one too many counted, or one too few?"
+        n = len(t)
+        for key, over, under in (("more", n, n - 1), ("less", n - 1, n)):
+            if under and is_(over / under):
+                text = f"{start} {over}/{under} of the right answer; {n} is the size of"
+                ask = "Is one too many counted, or one too few?"
+                yield (key, i), f"{text} {case.names[i]}'s axis 0. {ask}"
+        for a, b in itertools.permutations(range(t.ndim), 2):
+            if t.shape[b] and is_(t.shape[a] / t.shape[b]):
+                text = f"{start} {t.shape[a]}/{t.shape[b]} of the right answer, the sizes of"
+                yield (i, a, b), f"{text} {case.names[i]}'s axes {a} and {b}: one for the other?"
+    for size, value in (("large", 2), ("small", 1 / 2)):
+        if is_(value):
+            yield (size,), f"{start} 2 times too {size}."
 
 
 def _ratio(got: Tensor, want: Tensor) -> float:
