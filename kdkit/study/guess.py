@@ -29,11 +29,11 @@ class Guess(HasTraits):
     """
 
     value = Float(None, allow_none=True)
-    when = Float(0.0)  # seconds since 1970
 
     def __init__(self, question: str, unit: str, low: float, high: float, step: float):
         super().__init__()
         self.question, self.unit, self.low, self.high, self.step = question, unit, low, high, step
+        self.when = 0.0  # seconds since 1970
         self.blocks: list[W.Output | None] = []  # of the `with` statements under way
         self.panel: W.VBox | None = None
 
