@@ -85,8 +85,9 @@ def card(nb: nbformat.NotebookNode) -> tuple[str, str, list[str]]:
     """Of a notebook's title card: its title, the first sentence of its claim, its rows on time."""
     text = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
     title = re.search(r"^# (.+)", text, re.M)
-    claim = re.search(r"\*\*Claim\.?\*\*\s+(.+?[.?!])(?=\s)", f"{text}\n", re.S)
-    times = re.findall(r"^\|([^|\n]*\btime\b[^|\n]*)\|([^\n]+)\|[ ]*$", text, re.M | re.I)
+    claim = re.search(r"\*\*(?:Claim|Question)\.?\*\*\s+(.+?[.?!])(?=\s)", f"{text}\n", re.S)
+    rows = re.findall(r"^\|([^|\n]+)\|([^\n]+)\|[ ]*$", text, re.M)
+    times = [row for row in rows if re.search(r"\b(time|reading|training)\b", row[0], re.I)]
     return (
         title[1] if title else "",
         claim[1] if claim else "",
