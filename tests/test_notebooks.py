@@ -14,7 +14,7 @@ from jupyter_client.session import Session
 
 from kdkit.study import cli, figures, notebooks, store
 
-WALK = notebooks.notebooks()
+*WALK, GLOSSARY = notebooks.notebooks()
 TITLES = [path.stem for path in WALK]
 W = "import ipywidgets as w\n"
 
@@ -33,17 +33,24 @@ def code_lines(source):
     return len({n for t in tokens if t.type not in skip for n in range(t.start[0], t.end[0] + 1)})
 
 
+def counts(cell):
+    """Is it none of the cells that come on top: folds, diagrams and predictions?"""
+    extra = ("<details>",) if cell.cell_type == "markdown" else ("diagram_", "predict(", "guess:")
+    text = cell.source if cell.cell_type == "code" else cell.source[:9]
+    return not any(word in text for word in extra)
+
+
 @pytest.mark.parametrize("path", WALK, ids=TITLES)
 def test_the_template(path):
     nb = nbformat.read(path, as_version=4)
     nbformat.validate(nb)
     assert nb.metadata.kernelspec.name == "python3"
     ids = [cell.id for cell in nb.cells]
-    assert len(set(ids)) == len(ids) and 25 <= len(ids) <= 45
+    assert len(set(ids)) == len(ids) and 25 <= len([c for c in nb.cells if counts(c)]) <= 60
     code = [cell for cell in nb.cells if cell.cell_type == "code"]
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
     assert max(code_lines(cell.source) for cell in code) <= 20
-    assert sum(code_lines(cell.source) for cell in code) <= 140
+    assert sum(code_lines(cell.source) for cell in code) <= 160
     sections, before = 0, 0  # what must be read before the subject begins: the second section
     for cell in nb.cells:
         sections += cell.cell_type == "markdown" and cell.source.startswith("## ")

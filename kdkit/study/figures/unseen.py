@@ -302,7 +302,7 @@ def say_answers(table: pd.DataFrame) -> list[str]:
     ]
 
 
-@figure("never_seen", notebook="02", runs=hidden_runs(0.0, 1.0, 4.0), whole=True)
+@figure("never_seen", notebook="00", runs=hidden_runs(0.0, 1.0, 4.0), whole=True)
 class Answers:
     table = answers_table
     draw = draw_answers
