@@ -273,14 +273,39 @@ def test_attention_and_its_asymmetry(records):
 
 
 def test_correlation_numbers_by_hand(records):
-    mine = of("dckd_correlation", records)[:1]
+    mine = [r for r in of("dckd_correlation", records) if r.run.seed == 0]
     table = figures.correlation_table(mine).query("T == 4").set_index("who")
-    z, t = (mine[0].test_logits[k].astype("f8") for k in ("students", "teacher"))
+    logits = {r.run.method: r.test_logits["students"].astype("f8") for r in mine}
+    z = logits["dckd"]
     others = np.stack([np.delete(z, k, 0).max(0) for k in range(len(z))])
-    for who, v in (("Teacher", t), ("Students", z), ("Collection", others)):
+    teacher = mine[-1].test_logits["teacher"].astype("f8")
+    wanted = {"Baseline": logits["baseline"], "KD": logits["kd"], "DCKD": z}
+    wanted |= {"Collection": others, "Teacher": teacher}
+    assert list(table.index) == list(wanted)
+    for who, v in wanted.items():
         p = np.exp(v / 4)
         want = (p / p.sum(-1, keepdims=True) > 1 / K).sum(-1).mean()
         assert table.loc[who, "mean"] == pytest.approx(want)
+
+
+def test_correlation_sentences_follow_the_numbers(records):
+    mine = of("dckd_correlation", records)
+    say = figures.get_figure("dckd_correlation").say
+
+    def told(number, count):
+        falsified = [
+            changed(r, correlation_number=number + r.run.seed / 100)
+            if r.run.method == "dckd"
+            else changed(r, correlation_number=30.0, correlation_teacher=20.0)
+            for r in mine
+        ]
+        return say(figures.correlation_table([r for r in falsified if r.run.seed < count]))
+
+    assert "above the teacher are Baseline, KD, DCKD" in told(40.0, 1)[1]
+    assert len(told(40.0, 1)) == 3 and "shown" not in " ".join(told(40.0, 1))
+    high, low = told(40.0, 2), told(25.0, 2)
+    assert " DCKD has most." in high[1] and " DCKD has most." not in low[1]
+    assert "DCKD is 10.005 above that of KD" in high[5] and "below that of KD" in low[5]
 
 
 def test_class_maximum_by_hand(records):

@@ -364,14 +364,3 @@ figure(
     ],
     kind=ABLATION,
 )
-figure(
-    "teacher_variants",
-    notebook="07",
-    runs=[
-        {"method": "kd"},
-        {"method": "dml", "m": 3, "teacher_weight": 1.0},
-        {"method": "okddip_kd", "m": 3, "based": "network"},
-        {"method": "kdcl", "m": 3, "form": "general", "with_teacher": True},
-        {"method": "dckd"},
-    ],
-)

@@ -12,80 +12,111 @@ from ..store import Record
 from . import tables
 from .index import figure
 from .predictions import distribution_bars, draw_image
-from .style import BARS, DASHED, FAINT_COLOUR, TEXT_COLOUR, kdkit_style, mark_redrawn, reuse_figure
+from .style import (
+    BARS,
+    DASHED,
+    FAINT_COLOUR,
+    REFERENCE_COLOUR,
+    TEXT_COLOUR,
+    kdkit_style,
+    mark_redrawn,
+    reuse_figure,
+)
 from .tables import count_text, each_row, seed_columns, seeds_text, verdict
 
 DISTRIBUTIONS = {"p1": (0.55, *[0.05] * 9), "p2": (0.55, 0.45, *[0.0] * 8)}  # DCKD, before Eq. 15
+TEACHER, COLLECTED = "Teacher", "Collection"
+LOOKS = {TEACHER: BARS[0], COLLECTED: BARS[2]}
 ABOVE_COLOUR, BELOW_COLOUR = "#bd1f01", "#b0b0b0"  # of bars above and below 1/K
 
 
 def correlation_table(records: list[Record]) -> pd.DataFrame:
-    """Mean correlation number over the test images of teacher, students and what each student
-    gets from the others (its method's `collect`), at T = 1 and 4: DCKD's Figure 4."""
-    names = {"Teacher": "teacher", "Students": "number", "Collection": "collection"}
+    """Mean correlation number over the test images, at T = 1 and 4 (DCKD's Figure 4): of the
+    teacher, of the students of each method, and of what each of DCKD's students gets from the
+    others (its method's `collect`); differences to the teacher are paired by seed."""
     rows = []
     for T, end in ((1.0, ""), (4.0, "_T4")):
-        numbers = {
-            who: {record.run.seed: record.result[f"correlation_{name}{end}"] for record in records}
-            for who, name in names.items()
-        }
-        for who, values in numbers.items():
-            control = "" if who == "Teacher" else "Teacher"
+        numbers = {}
+        for record in records:
+            parts = {record.method.title: f"correlation_number{end}"}
+            parts |= {part: f"correlation_{part.lower()}{end}" for part in (COLLECTED, TEACHER)}
+            for who, name in parts.items():
+                if name in record.result:
+                    numbers.setdefault(who, {})[record.run.seed] = record.result[name]
+        for who in [name for name in numbers if name != TEACHER] + [TEACHER]:
+            control = "" if who == TEACHER else TEACHER
             rows.append(
                 {
                     "T": T,
                     "who": who,
                     "control": control,
-                    **tables.paired(values, numbers[control] if control else {}),
-                    **tables.spread(values),
+                    **tables.paired(numbers[who], numbers[control] if control else {}),
+                    **tables.spread(numbers[who]),
                 }
             )
     return tables.frame(rows, records)
 
 
 @kdkit_style()
-def draw_correlation(table: pd.DataFrame) -> Figure:
-    """Correlation number of teacher, students and collection. table: of `correlation_table`."""
-    fig = Figure(figsize=(7.6, 3.2))
-    axes = fig.subplots(1, table["T"].nunique(), sharey=True, squeeze=False)[0]
+def draw_correlation(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
+    """Correlation numbers side by side, a line through those of each seed; the dashed level is the
+    teacher's. table, reference: of `correlation_table`."""
+    fig = Figure(figsize=(8.4, 3.6))
+    axes = fig.subplots(1, table["T"].nunique(), squeeze=False)[0]
     for ax, (T, rows) in zip(axes, table.groupby("T", sort=False), strict=True):
-        for x, (_, row) in enumerate(rows.iterrows()):
-            ax.bar(x, row["mean"], color=BARS[x], width=0.62, yerr=np.nan_to_num(row["sd"]))
-            values = row[seed_columns(rows)].dropna().astype(float)
-            ax.plot([x] * len(values), values, "o", color=TEXT_COLOUR, markersize=3, alpha=0.7)
-            ax.annotate(
-                f"{row['mean']:.3f}",
-                (x, max(values)),
-                (0, 9),
-                ha="center",
-                fontsize=9,
-                textcoords="offset points",
-            )
-        ax.set_xticks(range(len(rows)), rows["who"])
+        x = np.arange(len(rows))
+        if reference is not None:
+            grey = reference[reference["T"] == T].set_index("who").reindex(rows["who"])
+            bars = {"fmt": "none", "ecolor": REFERENCE_COLOUR, "elinewidth": 9}
+            ax.errorbar(x, grey["mean"], tables.half_widths(grey.fillna({"n": 0})), **bars)
+        for column in seed_columns(rows):
+            ax.plot(x, rows[column], "o-", color=FAINT_COLOUR, lw=0.8, markersize=3)
+        colours = [LOOKS.get(who, BARS[1]) for who in rows["who"]]
+        ax.scatter(x, rows["mean"], s=55, c=colours, zorder=3)
+        ax.axhline(rows["mean"].iloc[-1], **DASHED, zorder=0)
+        highest = rows[seed_columns(rows)].max(axis=1)
+        for place, top, mean in zip(x, highest, rows["mean"], strict=True):
+            above = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center"}
+            ax.annotate(f"{mean:.2f}", (place, top), fontsize=9, **above)
+        ax.set_xticks(x, rows["who"], fontsize=9)
         ax.set_title(f"T = {T:g}")
         ax.grid(axis="x", visible=False)
-        ax.margins(y=0.16)
+        ax.margins(x=0.1, y=0.22)
     axes[0].set_ylabel("classes above 1/K, mean")
-    fig.supxlabel(f"every seed a dot, {count_text(table)}", fontsize=9)
+    axes[0].set_xlabel(f"a line for each seed, {count_text(table)}", fontsize=9, loc="left")
     return fig
 
 
-def say_correlation(table: pd.DataFrame) -> list[str]:
-    """Students and collection against the teacher, at each temperature."""
+def say_correlation(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> list[str]:
+    """Who is above the teacher, at each temperature; over several seeds, DCKD's students and their
+    collection against the teacher, and against KD's student. table, reference: of
+    `correlation_table`."""
     sentences = [
         f"Mean number of classes above 1/K over the test images, {seeds_text(table)}: "
         f"{each_row(table, '{who} {mean:.3f} (T = {T:g})')}."
     ]
-    if table["n"].max() < 2:
-        return [*sentences, "One seed gives no interval, so nothing is shown by this run alone."]
-    for _, row in table.iterrows():
-        if row["control"]:
-            subject = f"At T = {row['T']:g} the correlation number of {row['who'].lower()}"
-            sentences.append(verdict(subject, "the teacher's", row, "", 3))
+    for T, rows in table[table["control"] != ""].groupby("T", sort=False):
+        above = list(rows.loc[rows["difference"] > 0, "who"])
+        most = rows.loc[rows["mean"].idxmax(), "who"]
+        sentences.append(
+            f"T = {T:g}: above the teacher {'is' if len(above) == 1 else 'are'} "
+            f"{', '.join(above) or 'nobody'}; {most} has most."
+        )
+    judged = table if table["n"].max() > 1 else reference
+    if judged is None:
+        return sentences
+    for T, rows in judged.groupby("T", sort=False):
+        rows = rows.set_index("who")
+        collect = list(rows.index)[-3:-1]  # the method that collects, and its collection
+        other = rows.index[-4] if len(rows) > 3 else TEACHER
+        for who, control in (*((name, TEACHER) for name in collect), (collect[0], other)):
+            difference = tables.paired_rows(rows.loc[who], rows.loc[control])
+            subject = f"At T = {T:g} the correlation number of {who}"
+            sentences.append(verdict(subject, f"that of {control}", difference, "", 3))
     return sentences
 
 
-@figure("dckd_correlation", notebook="07", runs=[{"method": "dckd"}])
+@figure("dckd_correlation", notebook="07", runs=[{"method": m} for m in ("baseline", "kd", "dckd")])
 class CorrelationNumber:
     table = correlation_table
     draw = draw_correlation

@@ -25,14 +25,14 @@ from .style import (
 )
 from .tables import count_text, each_row, seeds_text, verdict
 
-TRAINING, PROBE = "training accuracy (%)", "probe accuracy (%)"
+TRAINING, PROBE, RATE = "training accuracy (%)", "probe accuracy (%)", "learning rate"
 # Name -> its value from one epoch's row of a record's history; None where there is none.
 QUANTITIES: dict[str, Callable[[dict], float | None]] = {
     TRAINING: lambda row: float(np.mean(row["train_top1"])),
     PROBE: lambda row: float(np.mean(row["probe_top1"])),
     "training loss": lambda row: sum(row["terms"].values()),
     "diversity": lambda row: row["diversity"],
-    "learning rate": lambda row: row["lr"],
+    RATE: lambda row: row["lr"],
 }
 
 
@@ -250,9 +250,80 @@ figure(
     ],
     kind=Diversity(),
 )
-figure(
+
+
+def cycles_text(rates: np.ndarray) -> str:
+    """A learning rate over the epochs, in words: how often it restarts, and how training ends."""
+    restarts = np.flatnonzero(np.diff(rates) > 0) + 1  # epochs, from 0, that begin a cycle
+    if not len(restarts):
+        return "one cycle"
+    low = rates[-1] < 0.05 * rates.max()
+    last = f"{len(rates) - restarts[-1]} epochs into a cycle"
+    return f"{len(restarts)} restarts, ends {'with a cycle' if low else last}"
+
+
+@kdkit_style()
+def draw_schedules(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
+    """Learning rates above, on a linear axis, and below them what accuracy the probe has under
+    each; a vertical line at each restart. table, reference: of `curves_table`, with both."""
+    fig = Figure(figsize=(8.6, 4.6))
+    axes = fig.subplots(2, 1, sharex=True, height_ratios=(1, 1.6))
+    ends = [], []
+    for number, (label, rows) in enumerate(table.groupby("label", sort=False)):
+        look = {"color": PALETTE[number], "ls": LINES[number], "marker": "", "lw": 1.7}
+        rates = rows.loc[rows["quantity"] == RATE, "mean"].to_numpy()
+        for ax, end, quantity in zip(axes, ends, (RATE, PROBE), strict=True):
+            curve = rows[rows["quantity"] == quantity]
+            if reference is not None and quantity == PROBE:
+                grey = reference[reference["label"] == label]
+                _draw_reference(ax, grey[grey["quantity"] == PROBE])
+            ax.plot(curve["epoch"], curve["mean"], **look)
+            end.append((curve["mean"].iloc[-1], cycles_text(rates), PALETTE[number]))
+            for epoch in np.flatnonzero(np.diff(rates) > 0):
+                restart = {"color": PALETTE[number], "ls": ":", "lw": 0.8, "zorder": 0}
+                ax.axvline(curve["epoch"].iloc[epoch] + 0.5, **restart)
+    for ax, end, title in zip(axes, ends, (RATE, PROBE), strict=True):
+        ax.set_title(title)
+        end_labels(ax, end)
+    axes[1].set_xlabel(f"epoch ({count_text(table)})")
+    axes[1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    return fig
+
+
+def say_schedules(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> list[str]:
+    """What accuracy each schedule ends with, and where that was higher before; over several seeds
+    the difference to the first. table, reference: of `curves_table`, with rates and the probe's
+    accuracy."""
+    epochs, sentences = table["epoch"].max(), []
+    for _, rows in table.groupby("label", sort=False):
+        curve = rows[rows["quantity"] == PROBE]
+        rates = rows.loc[rows["quantity"] == RATE, "mean"].to_numpy()
+        last, highest = curve.iloc[-1], curve.loc[curve["mean"].idxmax()]
+        sentences.append(
+            f"{cycles_text(rates).capitalize()}: {last['mean']:.2f} % of the probe at the end, at "
+            f"most {highest['mean']:.2f} %, after epoch {highest['epoch']:.0f}."
+        )
+    judged = table if table["n"].max() > 1 or reference is None else reference
+    ends = judged[(judged["epoch"] == epochs) & (judged["quantity"] == PROBE)]
+    for _, row in ends.iloc[1:].iterrows() if judged["n"].min() > 1 else ():
+        difference = tables.paired_rows(row, ends.iloc[0])
+        sentences.append(verdict(f"{row['label']} at the end", ends.iloc[0]["label"], difference))
+    return [
+        f"Learning rates and probe accuracies over {epochs} epochs of one method, under "
+        f"{table['label'].nunique()} schedules, {seeds_text(table)}.",
+        *sentences,
+    ]
+
+
+@figure(
     "schedules",
     notebook="07",
-    runs=[{"method": "baseline", "schedule": "sgdr", "T_0": T_0} for T_0 in (1.0, 1 / 7)],
-    kind=Curves({"Learning rate": ["learning rate"], "Probe accuracy (%)": [PROBE]}),
+    runs=[
+        {"method": "baseline", "schedule": "sgdr", "T_0": T_0}
+        for T_0 in (1.0, 1 / 15, 1 / 7)  # 1/15: cycles of 2, 4, 8 and 16 epochs are all of thirty
+    ],
+    kind=Curves({"rate": [RATE], "probe": [PROBE]}),
 )
+class Schedules:
+    draw = draw_schedules
+    say = say_schedules
