@@ -126,7 +126,8 @@ def test_who_passes_the_teacher():
     assert kd_row["lead"] == pytest.approx(92.10 - 91.56) and kd_row["passed"]
     assert len(table) == 2 + 2 * (7 + 6 + 2)
     text = next(line for line in teachers.say_lead(table) if line.startswith("KD, lesson"))
-    assert "1 of 1 students pass their teacher, under the others 0 of 1" in text
+    assert "of 1 teachers with a lead below the middle one (6.0 points) 1 are passed" in text
+    assert "of the 1 others 0;" in text
 
 
 def test_schedules_are_told_by_their_rates():
@@ -240,3 +241,18 @@ def test_pictures_of_chance_can_be_drawn_again_in_the_same_figure():
     again = chance.draw_seeds(chance.seeds_table(gap=1.0, spreads=[0.9]), fig)
     new = chance.draw_seeds(chance.seeds_table(gap=1.0, spreads=[0.9]))
     assert again is fig and figures.html(again, "") == figures.html(new, "")
+
+
+def test_each_direction_of_kl_prefers_another_student():
+    table = figures.get_figure("kl_directions").table(())
+    for direction, rows in table.groupby("direction"):
+        p, q = rows["student"].to_numpy(), rows["target"].to_numpy()
+        assert q.argmax() == 2 and q[9] == pytest.approx(q[2])  # two peaks
+        both = min(p[:6].sum(), p[6:].sum())
+        assert both > 0.4 if direction == "forward" else both < 0.01
+        wanted = (q, p) if direction == "forward" else (p, q)
+        assert rows["divergence"].iloc[0] == pytest.approx(kd.metrics.kl_divergence(*wanted))
+    text = figures.get_figure("kl_directions").say(table)
+    assert "reverse direction leads this student to the lower entropy" in text[1]
+    turned = table.assign(entropy=-table["entropy"])
+    assert "to the higher entropy" in figures.get_figure("kl_directions").say(turned)[1]

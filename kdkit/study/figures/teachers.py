@@ -196,13 +196,13 @@ def say_lead(table: pd.DataFrame) -> list[str]:
         if len(rows) < 2:
             continue
         near = rows["lead"] < rows["lead"].median()
-        counts = [f"{int(rows[side]['passed'].sum())} of {side.sum()}" for side in (near, ~near)]
+        passed = [int(rows[side]["passed"].sum()) for side in (near, ~near)]
         sentences.append(
-            f"{method_class(method).title}, {source}: under teachers with a lead below the middle "
-            f"one ({rows['lead'].median():.1f} points) {counts[0]} students pass their teacher, "
-            f"under the others {counts[1]}; gains from {rows['gain'].min():+.1f} to "
-            f"{rows['gain'].max():+.1f}, leads from {rows['lead'].min():+.1f} to "
-            f"{rows['lead'].max():+.1f} points."
+            f"{method_class(method).title}, {source}: of {near.sum()} teachers with a lead below "
+            f"the middle one ({rows['lead'].median():.1f} points) {passed[0]} are passed by their "
+            f"student, of the {(~near).sum()} others {passed[1]}; gains from "
+            f"{rows['gain'].min():+.1f} to {rows['gain'].max():+.1f} points, leads from "
+            f"{rows['lead'].min():+.1f} to {rows['lead'].max():+.1f}."
         )
     return sentences
 
