@@ -5,6 +5,7 @@ import pytest
 
 import kdkit as kd
 from kdkit.study import reference, statistics, store
+from kdkit.study.papers import runs as papers_runs
 from kdkit.study.plans import plan, preset
 
 
@@ -17,6 +18,7 @@ def reference_of(monkeypatch):
         for run in runs:
             planned = plan(run)
             rows[planned.id] = dict.fromkeys(reference.COLUMNS, "") | {
+                "method": run.method,
                 "seconds": "1",
                 "top1_deployed": f"{number(planned.run):.4f}",
             }
@@ -73,7 +75,27 @@ def test_a_teacher_is_the_run_that_it_is(reference_of):
     assert table["ours"].tolist() == [10] and table["n"].tolist() == [3]
 
 
+def test_a_printed_ensemble_is_compared_with_an_ensemble(reference_of):
+    reference_of(runs("ind") + runs("one"), lambda run: 80)
+    for row in reference.load().rows.values():
+        row["ensemble"] = "85.00" if row["method"] == "one" else "84.00"
+    table = kd.against("okddip:4", ["ONE"], "Ind")
+    assert table["ours"].tolist() == [1] and table["published"].tolist() == [-0.35]
+    assert kd.against("okddip:8", ["DML"], "Baseline")["n"].tolist() == [0]
+
+
 @pytest.mark.parametrize("names, control", [(["Nobody"], "Student"), (["KD"], "Nobody")])
 def test_unknown_names_are_refused(names, control):
     with pytest.raises(ValueError, match="seen 'Nobody'; allowed: .*FitNet"):
         kd.against("dckd:2", names, control)
+
+
+def test_levels_on_other_data_have_no_difference():
+    (cell,) = papers_runs.compare("okddip:2:ResNet-32:DML")
+    cell |= {"ours": 20.0, "n": 1}
+    gap = papers_runs.TABLE_COLUMNS.index("diff")
+    rows, _ = papers_runs.table_rows([cell], epochs=5)
+    assert rows[0][gap] == f"{20 - cell['published']:+.2f}"
+    for changes, seen in (({"data": "cifar100"}, True), ({"data": "lesson"}, False)):
+        rows, _ = papers_runs.table_rows([cell], **changes)
+        assert bool(rows[0][gap]) is seen

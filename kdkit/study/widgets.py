@@ -306,7 +306,7 @@ def paper_tables(which: str = "okddip:2", **changes) -> None:
 
 def _cells(told: list[dict], **changes) -> str:
     """One table's cells (of `runs.compare`) as HTML; grey where no run stands behind one."""
-    rows, notes = runs.table_rows(told)
+    rows, notes = runs.table_rows(told, **changes)
     table = pd.DataFrame(rows, columns=runs.TABLE_COLUMNS).set_index(["row", "column"])
     text = table.rename_axis([None] * 2).to_html(border=0)
     text = text.replace("<td>not run", '<td style="opacity:.6">not run')

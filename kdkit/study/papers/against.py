@@ -77,14 +77,15 @@ def _published(table: pd.DataFrame, side: str, other: str, name: str) -> pd.Seri
 
 
 def _ours(table: pd.DataFrame, side: str, name: str, base: Run) -> dict[int, float]:
-    """Seed -> accuracy of the deployed student in percent, where there is a run."""
+    """Seed -> accuracy in percent of the deployed student, or of the students' ensemble where the
+    table prints that, where there is a run. An ensemble of several runs has none."""
     cell, known = _of(table, side, name).iloc[0], reference.load()
     fields = dict(pair.split("=") for pair in cell["params"].split(";") if pair)
     if cell["statistic"] == "teacher":  # written as the run that it is
         fields["student"] = base.teacher
-    found = {}
-    for seed in reference.SEEDS:
+    quantity, found = "ensemble" if cell["statistic"] == "ensemble" else "top1_deployed", {}
+    for seed in () if "independent" in cell["statistic"] else reference.SEEDS:
         run = base.replace(**{"method": cell["method"], **fields, "seed": seed})
         if record := store.find(run) or known.find(run):
-            found[seed] = record.result["top1_deployed"]
+            found[seed] = record.result[quantity]
     return found

@@ -152,12 +152,15 @@ def number_text(cell: dict, name: str) -> str:
     return f"{v:.{digits}f}" + (f" ({std:.{digits}f})" if std is not None else "")
 
 
-def table_rows(compared: list[dict]) -> tuple[list[tuple[str, ...]], list[str]]:
+def table_rows(compared: list[dict], **changes) -> tuple[list[tuple[str, ...]], list[str]]:
     """One table's cells (from `compare`) as rows of text under `TABLE_COLUMNS`, and their
-    notes: the last column holds their numbers, from 1."""
+    notes: the last column holds their numbers, from 1. Where the changes name other data, there is
+    no difference to the published number: levels on two data sets do not compare."""
     rows, notes = [], {}
     for c in compared:
-        gap = "" if None in (c["ours"], c["published"]) else f"{c['ours'] - c['published']:+.2f}"
+        levels = (c["ours"], c["published"])
+        same = None not in levels and changes.get("data", c["dataset"]) == c["dataset"]
+        gap = f"{levels[0] - levels[1]:+.2f}" if same else ""
         note_numbers = [
             str(notes.setdefault(note, len(notes) + 1))
             for note in c["note"].split("; ")
@@ -189,7 +192,7 @@ def heading(compared: list[dict], **changes) -> str:
 
 def text(compared: list[dict], **changes) -> str:
     """The cells of one table (from `compare`) in at most 100 columns, notes numbered below."""
-    rows, notes = table_rows(compared)
+    rows, notes = table_rows(compared, **changes)
     widths = [max(map(len, column)) for column in zip(TABLE_COLUMNS, *rows, strict=True)]
     with Path(__file__).with_name("choices.csv").open(encoding="utf-8", newline="") as file:
         below = [
