@@ -23,7 +23,7 @@ import kdkit as kd
 from kdkit import metrics
 from kdkit.fields import fields
 from kdkit.methods import method_class
-from kdkit.study import plans, project, sources, store
+from kdkit.study import leftovers, plans, project, sources, store
 from kdkit.study.fingerprint import is_builtin
 from kdkit.study.plans import PRESETS, Run, plan, preset
 from kdkit.study.runs import get
@@ -351,7 +351,7 @@ def test_damage_is_noticed_and_set_aside_under_the_lock_alone(stored, capsys, ki
     assert why in line and aside.name in line and line.startswith(f"kdkit: {stored.name}: ")
     assert not stored.exists() and sorted(p.name for p in aside.iterdir()) == before
     assert store.records() == ([], [], [])
-    assert store.leftovers() == [(aside, "a damaged record that was set aside")]
+    assert leftovers.find() == [(aside, "a damaged record that was set aside")]
 
 
 def test_what_was_damaged_is_trained_again(stored, capsys):
@@ -466,7 +466,7 @@ def test_foreign_files_are_never_touched(stored, runs):
     (stored / "comments.md").write_text("mine")
     (stored / "thesis.part").write_text("mine")
     there = foreign(runs)
-    assert store.leftovers() == []
+    assert leftovers.find() == []
     done, under_way, damaged = store.records()
     assert [r.id for r in done] == [stored.name] and under_way == damaged == []
     get(tiny())
@@ -488,7 +488,7 @@ def test_leftovers_are_listed_and_cleared(stored, runs):
     going = runs / "eeeeeeeeeeee"
     going.mkdir()
     (going / "checkpoint.pt").write_bytes(b"")  # goes on when it is asked for again: kept
-    found = dict(store.leftovers())
+    found = dict(leftovers.find())
     assert {
         str(p.relative_to(runs)).replace(stored.name, "ID"): why for p, why in found.items()
     } == {
@@ -502,9 +502,9 @@ def test_leftovers_are_listed_and_cleared(stored, runs):
     }
     assert store.records()[1] == [runs / "cccccccccccc", going]
     for path in found:
-        store.clear(path)
+        leftovers.clear(path)
     assert {p for p in runs.rglob("*")} == before | {going, going / "checkpoint.pt"}
-    assert store.leftovers() == [] and store.find(tiny())
+    assert leftovers.find() == [] and store.find(tiny())
 
 
 def test_what_a_process_uses_is_no_leftover(runs):
@@ -513,15 +513,15 @@ def test_what_a_process_uses_is_no_leftover(runs):
     part = folder / "progress.json.9.part"
     part.write_text("")
     listed = [part, folder]
-    assert [p for p, _ in store.leftovers()] == listed
+    assert [p for p, _ in leftovers.find()] == listed
     with store.lock(tiny()):
-        assert store.leftovers() == []
+        assert leftovers.find() == []
         for path in listed:  # it began after they were listed
-            store.clear(path)
-        store.clear(runs / f"{folder.name}.lock")
+            leftovers.clear(path)
+        leftovers.clear(runs / f"{folder.name}.lock")
         assert part.exists() and (runs / f"{folder.name}.lock").exists()
     for path in listed:
-        store.clear(path)
+        leftovers.clear(path)
     assert list(runs.iterdir()) == []
 
 
@@ -529,10 +529,10 @@ def test_what_is_finished_after_it_was_listed_is_kept(runs):
     folder = runs / run_id(tiny())
     folder.mkdir(parents=True)
     (folder / "progress.json").write_text("[]")
-    ((path, why),) = store.leftovers()
+    ((path, why),) = leftovers.find()
     assert path == folder and why == "a run that never came to a checkpoint"
     record = get(tiny())  # while a person thinks about gc's question
-    store.clear(path)
+    leftovers.clear(path)
     assert store.find(tiny()).meta == record.meta
 
 
@@ -566,7 +566,7 @@ def test_records_are_sorted_by_age(runs):
 
 
 def test_an_empty_store(runs):
-    assert store.records() == ([], [], []) and store.leftovers() == [] and not runs.exists()
+    assert store.records() == ([], [], []) and leftovers.find() == [] and not runs.exists()
 
 
 # the id

@@ -25,7 +25,7 @@ from ..device import choose_device, choose_precision, processor
 from ..fields import choose, fields
 from ..methods import list_methods, method_class
 from ..metrics import list_metrics
-from . import files, project, runs, sources, store, sweep
+from . import files, leftovers, project, runs, sources, store, sweep
 from .callbacks import Interrupted
 from .plans import PRESETS, Plan, Run, label, plan, preset, run_from
 from .pretrained import pretrained
@@ -233,9 +233,10 @@ def cmd_data(args) -> int:
 
 
 def cmd_runs(args) -> int:
-    """list the runs in the store"""
+    """list the runs in the store, or in all stores"""
     sweep.load_module(args.module)
     done, under_way, damaged = store.records()
+    stores = store.stores()
     rows = [
         {
             "id": r.id,
@@ -247,10 +248,11 @@ def cmd_runs(args) -> int:
             "top1": f"{r.result['top1_deployed']:.2f}",
             "seconds": round(r.meta["seconds"]),
             "finished": time.strftime("%Y-%m-%d %H:%M", time.localtime(r.meta["created"])),
+            **({"store": r.path.parent} if len(stores) > 1 else {}),
         }
         for r in done
     ]
-    print(columns(rows) if rows else f"no runs in {store.root()}")
+    print(columns(rows) if rows else f"no runs in {', '.join(map(str, stores))}")
     for path in under_way:
         print(f"{path.name} is not finished")
     for path in damaged:
@@ -275,7 +277,7 @@ def columns(rows: list[dict]) -> str:
 
 def cmd_gc(args) -> int:
     """clear leftovers out of the store"""
-    found = store.leftovers()
+    found = leftovers.find()
     for path, why in found:
         print(f"{path}: {why}")
     if not found:
@@ -284,7 +286,7 @@ def cmd_gc(args) -> int:
         print("cleared nothing: there is no terminal to ask; --yes clears")
     elif args.yes or input(f"clear these {len(found)}? [y/N] ").strip().lower() in ("y", "yes"):
         for path, _ in found:
-            store.clear(path)
+            leftovers.clear(path)
         print(f"cleared {len(found)}")
     else:
         print("cleared nothing")
@@ -317,6 +319,7 @@ def cmd_doctor(args) -> int:
     device = choose_device()
     dtype, why = choose_precision("auto", device)
     done, under_way, damaged = store.records()
+    own = sum(record.path.parent == store.root() for record in done)
     facts = {
         "kdkit": str(Path(__file__).parents[1]),
         "python": f"{platform.python_version()}, {sys.executable}",
@@ -337,9 +340,12 @@ def cmd_doctor(args) -> int:
         except files.MissingData:
             facts[f"data {name}"] = f"not here; `python -m kdkit data {name}` tells how to get it"
     facts["store"] = (
-        f"{store.root()}: {len(done)} finished, {len(under_way)} under way, "
-        f"{len(damaged)} damaged, {len(store.leftovers())} leftovers (gc clears)"
+        f"{store.root()}: {own} finished, {len(under_way)} under way, "
+        f"{len(damaged)} damaged, {len(leftovers.find())} leftovers (gc clears)"
     )
+    for number, path in enumerate(store.stores()[1:], 2):
+        found = sum(record.path.parent == path for record in done)
+        facts[f"store {number}"] = f"{path}: {found} more, read alone"
     facts["figures"] = str(project.place("KDKIT_FIGURES", "figures/local"))
     facts["browser"] = next(
         filter(None, map(shutil.which, CHROMIUM)), "no Chromium: the widgets' tests cannot run here"

@@ -12,10 +12,10 @@ from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 
 from ..fields import choose
-from . import store
+from . import files, store
 from .figures import index
 from .plans import preset
-from .project import home
+from .project import walk
 from .runs import get
 from .sweep import WORKER_ENV, Job, missing, run_jobs, sweep
 
@@ -29,11 +29,13 @@ THREAD_HOOK = (
 
 
 def notebooks() -> list[Path]:
-    """The numbered notebooks, in order. ValueError where kdkit is installed without them."""
-    folder = home() / "notebooks"
+    """The numbered notebooks, in order. ValueError where there are none."""
+    folder = walk() / "notebooks"
     found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not found:
-        raise ValueError(f"{folder} holds no notebooks: clone the project to draw its figures")
+        raise ValueError(
+            f"{folder} holds no numbered notebooks: `kdkit lab FOLDER` puts them there"
+        )
     return found
 
 
@@ -96,6 +98,7 @@ def execute(
         KDKIT_PRESET=preset_name,
         KDKIT_SEEDS=str(seeds),
         KDKIT_FIGURES=str(index.figures_root()),
+        KDKIT_DATA=str(files.default_root()),
     )
 
 

@@ -1,8 +1,11 @@
-"""The run store: one folder a run id, written whole or not at all, checked when read.
+"""The run stores: one folder a run id, written whole or not at all, checked when read.
 
 A finished run's folder holds `record.json` (config, environment, history, results, checksums),
 `weights.pt`, `history.npz` (arrays for each epoch) and `test_logits.npz`; one under way holds
 `checkpoint.pt` and `progress.json`. `record.json` is written last: it makes the run finished.
+
+The first of `project.stores()` is written. The others are read alone: nothing in them is made,
+locked, set aside or cleared, and what is wrong there is told once and passed over.
 """
 
 import dataclasses
@@ -10,32 +13,31 @@ import errno
 import hashlib
 import io
 import json
+import os
 import platform
 import re
-import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 
 import filelock
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .. import metrics, models
+from .. import metrics
 from ..callbacks import followed, to_half
 from ..methods import Method
-from ..randomness import own_draws
 from ..train import Fitted
 from . import fingerprint
-from .plans import FORMAT, Plan, Run, build_students, plan, run_from
-from .project import home, main_process, quiet, root, say, write
+from .plans import FORMAT, Plan, Run, plan
+from .project import checkout, main_process, quiet, root, say, stores, write
+from .record import Record
 
-__all__ = ["home", "main_process", "quiet", "root", "say", "write"]  # they are used as store's, too
+__all__ = ["quiet", "stores"]  # they are used as store's, too
 
 ID = re.compile(r"[0-9a-f]{12}")
 RECORD_FILES = re.compile(
@@ -51,136 +53,6 @@ def weights_sha256(state: dict[str, Tensor]) -> str:
         h.update(name.encode())
         h.update(state[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return h.hexdigest()
-
-
-class Deployed(nn.Module):
-    """A network with its normalisation inside: images (B, C, H, W) in, logits (B, K) out.
-
-    mean, std: per channel, in units of 0..1; images are bytes, or floats from 0 to 1. For data that
-    were never bytes all are in the data's own units.
-    """
-
-    def __init__(self, network: nn.Module, mean: list[float], std: list[float]):
-        super().__init__()
-        self.network = network
-        for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(
-                name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
-            )  # (C, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.float() / 255 if x.dtype == torch.uint8 else x
-        return models.as_out(self.network((x - self.mean) / self.std)).logits
-
-
-@dataclass(frozen=True)
-class Record:
-    """A finished run. `result`, `history` and the rest of record.json are in `meta`."""
-
-    path: Path
-    meta: dict
-
-    @property
-    def id(self) -> str:
-        return self.meta["id"]
-
-    @property
-    def result(self) -> dict:
-        """Accuracies in percent and more (`metrics.report`), of the last epoch."""
-        return self.meta["result"]
-
-    @property
-    def history(self) -> list[dict]:
-        """One dict per epoch: epoch, lr, terms, train_top1, probe_top1, diversity, ..."""
-        return self.meta["history"]
-
-    @cached_property
-    def run(self) -> Run:
-        return run_from(self.meta["run"])
-
-    @cached_property
-    def method(self) -> Method:
-        """The run's method, with its fields. ValueError where a user's is not loaded."""
-        return plan(self.run).method
-
-    @cached_property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """For each of E epochs: pair_distance (E, m, m), probe_logits (E, m, 64, K), and what the
-        method watched, such as attention (E, m-1, m-1); and probe_index (64,)."""
-        return dict(np.load(self.path / "history.npz", allow_pickle=False))
-
-    @cached_property
-    def test_logits(self) -> dict[str, np.ndarray]:
-        """students (m, N, K) and, where there is one, teacher (N, K), in the test file's order;
-        above 200 classes the last axis holds eleven, whose classes are in `*_classes`."""
-        kept = np.load(self.path / "test_logits.npz", allow_pickle=False)
-        return {name: kept[name] for name in kept.files if name != "labels"}
-
-    @property
-    def labels(self) -> np.ndarray:
-        """The test images' classes (N,) int64."""
-        kept = np.load(self.path / "test_logits.npz", allow_pickle=False)
-        if "labels" in kept.files:
-            return kept["labels"].astype(np.int64)
-        return fingerprint.load_data(self.run.data).y_test.cpu().numpy()  # an old record
-
-    def logits(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """The stored test logits: students (m, N, K) and teacher (N, K) or None, float64.
-
-        They were rounded to half precision, by at most 1/2048 of each value. ValueError where the
-        store kept only the largest of each image.
-        """
-        kept = self.test_logits
-        if "students_classes" in kept:
-            raise ValueError(f"run {self.id}: only the largest logits are stored above 200 classes")
-        teacher = kept.get("teacher")
-        z = kept["students"].astype(np.float64)
-        return z, None if teacher is None else teacher.astype(np.float64)
-
-    def metric(self, name: str) -> float | list[float]:
-        """A metric of the test images, computed now from the stored logits: one of
-        `metrics.list_metrics()`, also one registered after the run was trained.
-
-            @kd.metric("margin")
-            def margin(z, y):  # z: (m, N, K) float64 logits, y: (N,) -> (m,)
-                two = np.sort(z, -1)[..., -2:]
-                return (two[..., 1] - two[..., 0]).mean(-1)
-
-            record.metric("margin")
-
-        Logits are stored in half precision: they are right to three decimal digits.
-        """
-        if name not in metrics.METRICS and name in self.result:
-            return self.result[name]
-        value = metrics.METRICS.find(name)(self.logits()[0], self.labels)
-        return np.asarray(value).tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-    def model(self, device: str = "cpu") -> nn.Module:
-        """The trained students, in eval mode, frozen: they take normalised images.
-
-        ValueError where a user's network is another one by now than the one that was trained.
-        """
-        trained = {k: v for k, v in self.meta.get("identity", {}).items() if k != "method"}
-        for name, now in fingerprint.network_identity(self.run.student).items():
-            if trained.get(name, now) != now:
-                raise ValueError(f"run {self.id} was trained with other code of {name}")
-        with own_draws(0):  # nobody sees what they were before
-            net = build_students(self.run, tuple(self.meta["shape"]), self.meta["classes"])
-        state = torch.load(self.path / "weights.pt", map_location="cpu", weights_only=True)
-        net.load_state_dict(state["students"])
-        return net.to(device).eval().requires_grad_(False)
-
-    def student(self, device: str = "cpu") -> nn.Module:
-        """The deployed network alone, as a plain module: images (B, C, H, W) in, as bytes or as
-        floats of the data's own range (0 to 1 for bytes), logits (B, K) out."""
-        net, index = self.model(), self.result["deployed"] or 0
-        if "mean" in self.meta:
-            mean, std = self.meta["mean"], self.meta["std"]
-        else:  # an old record
-            data = fingerprint.load_data(self.run.data)
-            mean, std = data.mean, data.std
-        single = net.nets[index] if isinstance(net, models.Peers | models.Branches) else net
-        return Deployed(single, mean, std).to(device).eval().requires_grad_(False)
 
 
 def folder(run: Run | Plan) -> Path:
@@ -212,8 +84,6 @@ def save(planned: Plan, fitted: Fitted, data, resumed_at: int | None = None) -> 
     blobs = {"weights.pt": _blob(torch.save, weights)}
     for name, content in {"history.npz": arrays, "test_logits.npz": logits}.items():
         blobs[name] = _blob(lambda v, f: np.savez_compressed(f, **v), content)
-    for name, blob in blobs.items():
-        write(path / name, blob)
     digest, how = fingerprint.data_identity(planned.run.data)
     meta = {
         "format": FORMAT,
@@ -244,10 +114,17 @@ def save(planned: Plan, fitted: Fitted, data, resumed_at: int | None = None) -> 
     }
     meta = json.loads(json.dumps(meta))
     sealed = {**meta, "sha256": _meta_sha256(meta)}
-    write(path / "record.json", json.dumps(sealed, indent=1).encode())
+    write_record(planned.id, blobs | {"record.json": json.dumps(sealed, indent=1).encode()})
+    return Record(path, meta)
+
+
+def write_record(run_id: str, blobs: dict[str, bytes]) -> None:
+    """The files of a finished run, `record.json` last, in the place of what was left of it."""
+    path = root() / run_id
+    for name in (*RECORD_PARTS, "record.json"):
+        write(path / name, blobs[name])
     for left in ("checkpoint.pt", "progress.json") if main_process() else ():
         (path / left).unlink(missing_ok=True)
-    return Record(path, meta)
 
 
 def correlations(method: Method, z: np.ndarray, t: np.ndarray | None) -> dict[str, float]:
@@ -266,10 +143,11 @@ def correlations(method: Method, z: np.ndarray, t: np.ndarray | None) -> dict[st
 
 def commit() -> str | None:
     """The commit of the project's checkout, if it is one."""
-    if not (home() / ".git").exists():
+    project = checkout()
+    if project is None or not (project / ".git").exists():
         return None
     with suppress(OSError):
-        ask = ["git", "-C", home(), "rev-parse", "HEAD"]
+        ask = ["git", "-C", project, "rev-parse", "HEAD"]
         return subprocess.run(ask, capture_output=True, text=True).stdout.strip() or None
 
 
@@ -365,8 +243,13 @@ def read_bytes(path: Path, pauses: tuple[float, ...] = (0.05, 0.5)) -> bytes:
 def read(path: Path) -> Record:
     """The record in a folder; ValueError, in one line, if anything in it is damaged or missing;
     OSError where it cannot be read at present."""
+    return check(path, lambda name: read_bytes(path / name))
+
+
+def check(path: Path, load: Callable[[str], bytes]) -> Record:
+    """The record of the folder `path`, whose files' contents `load` gives. Errors as `read`."""
     try:
-        meta = json.loads(read_bytes(path / "record.json"))
+        meta = json.loads(load("record.json"))
         if not isinstance(meta, dict) or meta.pop("sha256", None) != _meta_sha256(meta):
             raise ValueError("record.json does not match its checksum")
         if meta["format"] != FORMAT or meta["id"] != path.name:
@@ -376,7 +259,7 @@ def read(path: Path) -> Record:
         if lacking or not isinstance(meta["created"], int | float):
             raise ValueError(f"record.json lacks {', '.join(lacking) or 'a time'}")
         for name, want in meta["files"].items():
-            if hashlib.sha256(read_bytes(path / name)).hexdigest() != want:
+            if hashlib.sha256(load(name)).hexdigest() != want:
                 raise ValueError(f"{name} does not match its checksum")
         record = Record(path, meta)
         record.run  # noqa: B018  fields of another version are damage too
@@ -396,12 +279,17 @@ def quarantine(path: Path, why: str) -> None:
 
 
 def find(run: Run | Plan, quarantine_damaged: bool = False) -> Record | None:
-    """The finished record of a run, or None where there is none or it is damaged.
+    """The finished record of a run, of the first store that has a sound one; None without one.
 
-    quarantine_damaged: set a damaged one aside. Only who holds the run's lock may: what looks
-    damaged to others may be half replaced by the process that trains it.
+    quarantine_damaged: set one aside that is damaged in the first store. Only who holds the run's
+    lock may: what looks damaged to others may be half replaced by the process that trains it.
     """
-    path = folder(run)
+    return find_id(plan(run).id, quarantine_damaged)
+
+
+def find_id(run_id: str, quarantine_damaged: bool = False) -> Record | None:
+    """The same as `find`, of a run that is known by its id alone."""
+    path = root() / run_id
     try:
         return read(path)
     except ValueError as e:
@@ -409,24 +297,58 @@ def find(run: Run | Plan, quarantine_damaged: bool = False) -> Record | None:
             quarantine(path, f"{path.name}: a file stands where a run's folder belongs")
         elif quarantine_damaged and (path / "record.json").exists():
             quarantine(path, str(e))
+    shared = (_read_shared(folder / run_id) for folder in shared_stores())
+    return next(filter(None, shared), None)
+
+
+_say_once = cache(say)
+
+
+def shared_stores() -> list[Path]:
+    """The stores that are read alone; one that cannot be is told, once."""
+    found = []
+    for path in stores()[1:]:
+        if os.path.isdir(path) and os.access(path, os.R_OK | os.X_OK):
+            found.append(path)
+        else:
+            _say_once(f"KDKIT_RUNS names {path}, which is no folder that can be read: passed over")
+    return found
+
+
+def _read_shared(path: Path) -> Record | None:
+    """The record in a folder of a store that is read alone, or None."""
+    try:
+        return read(path) if (path / "record.json").exists() else None
+    except (ValueError, OSError) as e:
+        _say_once(f"passed over in {path.parent}, which is read alone: {e}")
         return None
 
 
 def records() -> tuple[list[Record], list[Path], list[Path]]:
-    """(finished runs by age, folders of unfinished ones, damaged ones) in the store."""
-    done, under_way, damaged = [], [], []
-    for path in sorted(p for p in root().glob("*") if ID.fullmatch(p.name) and p.is_dir()):
+    """(finished runs of all stores by age, each once; folders of unfinished ones, damaged ones in
+    the first store)."""
+    done, under_way, damaged = {}, [], []
+    for path in _run_folders(root()):
         inside = {p.name for p in path.iterdir()}
         try:
             if "record.json" in inside:
-                done.append(read(path))
+                done[path.name] = read(path)
             elif any(map(RECORD_FILES.fullmatch, inside)):  # else it is not of the store
                 under_way.append(path)
         except ValueError:
             damaged.append(path)
         except OSError as e:  # passing, perhaps: it is not damaged
             say(f"{path.name} cannot be read at present: {e}")
-    return sorted(done, key=lambda r: r.meta["created"]), under_way, damaged
+    for folder in shared_stores():
+        for path in _run_folders(folder):
+            if path.name not in done and (record := _read_shared(path)):
+                done[path.name] = record
+    return sorted(done.values(), key=lambda r: r.meta["created"]), under_way, damaged
+
+
+def _run_folders(store: Path) -> list[Path]:
+    """What may be runs in a store, by id."""
+    return sorted(p for p in store.glob("*") if ID.fullmatch(p.name) and os.path.isdir(p))
 
 
 @contextmanager
@@ -435,75 +357,32 @@ def lock(run: Run | Plan):
     if not main_process():  # it works for the main process of its group, which holds the lock
         yield
         return
-    path = root() / f"{plan(run).id}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    held = filelock.FileLock(path)
-    with suppress(filelock.Timeout):
-        held.acquire(blocking=False)
-    if not held.is_locked:
-        say(f"another process is training {plan(run).run.method} (run {path.stem}): waiting for it")
-        held.acquire()
-    try:
+    run_id = plan(run).id
+    with locked(run_id) as mine:
+        if mine:
+            yield
+            return
+    say(f"another process is training {plan(run).run.method} (run {run_id}): waiting for it")
+    with locked(run_id, blocking=True):
         yield
+
+
+@contextmanager
+def locked(run_id: str, blocking: bool = False):
+    """Hold the lock of a run in the first store; is it held? Always, where `blocking` waits."""
+    held = filelock.FileLock(root() / f"{run_id}.lock")
+    root().mkdir(parents=True, exist_ok=True)
+    with suppress(filelock.Timeout):
+        held.acquire(blocking=blocking)
+    try:
+        yield held.is_locked
     finally:
-        _delete_and_release(held)
+        if held.is_locked:
+            delete_and_release(held)
 
 
-def _delete_and_release(held: filelock.FileLock) -> None:
+def delete_and_release(held: filelock.FileLock) -> None:
     """Delete a lock file before releasing it: a process that waits for it opens a new one."""
     with suppress(OSError):  # Windows does not delete a file that is open
         Path(held.lock_file).unlink(missing_ok=True)
     held.release()
-
-
-def leftovers() -> list[tuple[Path, str]]:
-    """What `gc` would clear: (path, why). Foreign files are never listed."""
-    keys = sorted({p.name[:12] for p in root().glob("*") if ID.match(p.name)})
-    return [found for key in keys if _is_unlocked(key) for found in _stale(key)]
-
-
-def _is_unlocked(key: str) -> bool:
-    held = filelock.FileLock(root() / f"{key}.lock")
-    with suppress(filelock.Timeout):
-        if Path(held.lock_file).exists():
-            held.acquire(blocking=False)
-            held.release()
-        return True
-    return False
-
-
-def _stale(key: str) -> Iterator[tuple[Path, str]]:
-    """The leftovers of a run that no process is training."""
-    folder = root() / key
-    inside = {p.name: RECORD_FILES.fullmatch(p.name) for p in sorted(folder.glob("*"))}
-    for name, m in inside.items():
-        if m and m[2]:
-            yield (
-                folder / name,
-                (
-                    "a damaged checkpoint that was set aside"
-                    if "damaged" in m[2]
-                    else "a half-written file"
-                ),
-            )
-        elif "record.json" in inside and name in ("checkpoint.pt", "progress.json"):
-            yield folder / name, "left over from a finished run"
-    needed = inside.keys() & {"record.json", "checkpoint.pt"}
-    if folder.is_dir() and not needed and all(inside.values()):
-        yield folder, "a run that never came to a checkpoint"
-    for path in sorted(root().glob(f"{key}.*")):
-        if re.fullmatch(r"\.damaged-[0-9a-f]+", path.name[12:]):
-            yield path, "a damaged record that was set aside"
-        elif path.name[12:] == ".lock":
-            yield path, "a lock that nobody holds"
-
-
-def clear(path: Path) -> None:
-    """Delete one leftover, file or folder, unless a process uses it, or has by now made use of it;
-    and the run's lock file."""
-    key = (path if path.parent == root() else path.parent).name[:12]
-    held = filelock.FileLock(root() / f"{key}.lock")
-    with suppress(filelock.Timeout), held.acquire(blocking=False):
-        if path in dict(_stale(key)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        _delete_and_release(held)

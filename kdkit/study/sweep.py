@@ -26,7 +26,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..callbacks import NotFinite
-from . import fingerprint, store
+from . import fingerprint, project, store
 from .callbacks import Interrupted, stoppable
 from .plans import Plan, Run, label, plan, run_from
 from .runs import check_fit, get
@@ -109,7 +109,7 @@ def run_jobs(
                 return finished.put((key, event["failed"]))
         finished.put((key, f"its worker process ended with code {process.wait()}"))
 
-    env = {**os.environ, **WORKER_ENV, "KDKIT_RUNS": str(store.root()), **env}
+    env = {**os.environ, **WORKER_ENV, **project.runs_variable(), **env}
     total = sum(job.epochs for job in jobs.values())
     with (
         stoppable() as stop,
