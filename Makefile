@@ -5,7 +5,7 @@
 # make test      the tests, nbval on the first notebooks, the notebooks in a real browser
 # make slow      what make test leaves out: every network and method at its real size
 # make ui        the latter alone
-# make lab       JupyterLab on the notebooks
+# make lab       JupyterLab on the notebooks (COPY=1: on a copy in walk/, COPY=path: in that folder)
 # make reference train what benchmarks/reference.csv lacks
 # make clean     forget .venv and what tools left; runs and figures stay
 #
@@ -66,7 +66,8 @@ ui: ready
 	  echo "kdkit: not tested in a real browser: $$why" >&2; test "$(CI)" != true; fi
 
 lab: ready
-	$(PY) -m jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
+	$(PY) -m $(if $(COPY),kdkit lab "$(if $(filter-out 1,$(COPY)),$(COPY),walk)",\
+	  jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks)
 
 reference: ready
 	$(PY) benchmarks/reference.py

@@ -117,6 +117,19 @@ def test_no_python_that_will_do_is_one_clear_line(bench, fails, says):
 
 
 @pytest.mark.parametrize(
+    "copy, told",
+    [
+        (None, "-m jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks"),
+        ("1", "-m kdkit lab walk"),
+        ("/my/place 1", "-m kdkit lab /my/place 1"),
+    ],
+)
+def test_what_lab_opens(bench, copy, told):
+    bench("ready")
+    assert bench("lab", *([] if copy is None else [f"COPY={copy}"]))[1] == told + "\n"
+
+
+@pytest.mark.parametrize(
     "args, env, folder, told",
     [
         ((), {}, "", "-m kdkit figures"),

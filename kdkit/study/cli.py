@@ -1,5 +1,5 @@
-"""The command line: `python -m kdkit train | sweep | figures | table | reproduce | data | runs |
-gc | list | doctor`.
+"""The command line: `python -m kdkit train | sweep | figures | table | reproduce | lab | data |
+runs | pack | unpack | gc | list | doctor`.
 
 Exit codes: 0 done; 1 something failed; 2 wrong name, field, value or missing data; 130 stopped.
 What goes wrong as expected is one line on standard error.
@@ -25,7 +25,7 @@ from ..device import choose_device, choose_precision, processor
 from ..fields import choose, fields
 from ..methods import list_methods, method_class
 from ..metrics import list_metrics
-from . import files, leftovers, project, runs, sources, store, sweep
+from . import files, handout, leftovers, pack, project, runs, sources, store, sweep
 from .callbacks import Interrupted
 from .plans import PRESETS, Plan, Run, label, plan, preset, run_from
 from .pretrained import pretrained
@@ -43,15 +43,17 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def settings(items: list[str], known: list[str], what: str) -> dict[str, str]:
+def settings(
+    items: list[str], known: list[str], what: str, option: str = "--set"
+) -> dict[str, str]:
     """What `--set field=value` asks for; `known`: the fields there are."""
     changes = {}
     for item in items:
         name, equals, value = item.partition("=")
         if not equals:
-            raise ValueError(f"--set {item!r}: write field=value")
+            raise ValueError(f"{option} {item!r}: write field=value")
         if choose(name, known, what) in changes:
-            raise ValueError(f"--set {name} is given twice: {changes[name]} and {value}")
+            raise ValueError(f"{option} {name} is given twice: {changes[name]} and {value}")
         changes[name] = value
     return changes
 
@@ -275,6 +277,33 @@ def columns(rows: list[dict]) -> str:
     return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
 
 
+def cmd_lab(args) -> int:
+    """put the walk into a folder and open JupyterLab there"""
+    folder = args.folder.expanduser().absolute()
+    print(handout.told(folder, handout.lay(folder)), flush=True)
+    if not args.only_copy:
+        handout.open_lab(folder, browser=not args.no_browser)
+    return 0
+
+
+def cmd_pack(args) -> int:
+    """write finished runs, and the teachers that they need, into one file"""
+    sweep.load_module(args.module)
+    known = {*fields(Run), *(name for m in list_methods() for name in fields(method_class(m)))}
+    where = settings(args.where, sorted(known - {"params"}), "field", "--where")
+    records = pack.chosen(args.ids, where)
+    pack.pack(args.file, records)
+    print(f"{len(records)} runs are in {args.file} ({args.file.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def cmd_unpack(args) -> int:
+    """check a file that `pack` wrote and put its runs into the store"""
+    done, there = pack.unpack(args.file)
+    print(f"{len(done)} runs are new in {store.root()}, {len(there)} were there")
+    return 0
+
+
 def cmd_gc(args) -> int:
     """clear leftovers out of the store"""
     found = leftovers.find()
@@ -372,7 +401,7 @@ def parsers() -> dict[str, Parser]:
             metavar="NAME",
             help=f"{', '.join(PRESETS)} (default: $KDKIT_PRESET, or lesson)",
         )
-    for name in ("runs", "list"):
+    for name in ("runs", "list", "pack"):
         made[name].add_argument("--module", metavar="FILE.py", help="import this first: your own")
     for name in ("train", "sweep"):
         add = made[name].add_argument
@@ -425,6 +454,21 @@ def parsers() -> dict[str, Parser]:
     )
     made["data"].add_argument("name", metavar="NAME", help="see `python -m kdkit list datasets`")
     made["data"].add_argument("--root", help="where to put it (default: $KDKIT_DATA, or ./data)")
+    add = made["lab"].add_argument
+    add("folder", type=Path, metavar="FOLDER", help="what you changed in it stays as it is")
+    add("--only-copy", action="store_true", help="do not open JupyterLab")
+    add("--no-browser", action="store_true", help="start JupyterLab, and tell its address")
+    for name in ("pack", "unpack"):
+        made[name].add_argument("file", type=Path, metavar="FILE")
+    add = made["pack"].add_argument
+    add("ids", nargs="*", metavar="ID", help="see `python -m kdkit runs`; default: all")
+    add(
+        "--where",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="runs with this value of a field of the run or of the method; may be repeated",
+    )
     made["gc"].add_argument("--yes", action="store_true", help="do not ask")
     made["list"].add_argument(
         "what", metavar="WHAT", help="methods, models, datasets, metrics or figures"
@@ -445,8 +489,11 @@ COMMANDS = {
     "figures": cmd_figures,
     "table": cmd_table,
     "reproduce": cmd_reproduce,
+    "lab": cmd_lab,
     "data": cmd_data,
     "runs": cmd_runs,
+    "pack": cmd_pack,
+    "unpack": cmd_unpack,
     "gc": cmd_gc,
     "list": cmd_list,
     "doctor": cmd_doctor,

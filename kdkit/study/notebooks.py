@@ -15,7 +15,7 @@ from ..fields import choose
 from . import files, store
 from .figures import index
 from .plans import preset
-from .project import walk
+from .project import walk_folder
 from .runs import get
 from .sweep import WORKER_ENV, Job, missing, run_jobs, sweep
 
@@ -30,7 +30,7 @@ THREAD_HOOK = (
 
 def notebooks() -> list[Path]:
     """The numbered notebooks, in order. ValueError where there are none."""
-    folder = walk() / "notebooks"
+    folder = walk_folder() / "notebooks"
     found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not found:
         raise ValueError(

@@ -31,7 +31,7 @@ def home() -> Path:
     return checkout() or next(filter(is_laid, (here, *here.parents)), here)
 
 
-def walk() -> Path:
+def walk_folder() -> Path:
     """The folder with `notebooks`, `figures` and `benchmarks`: `home()`, where it has them, else
     what an installed kit brings."""
     folder = home()

@@ -23,7 +23,7 @@ import numpy as np
 from . import fingerprint, sources, store
 from .hidden import hidden_numbers
 from .plans import Plan, Run, plan, preset, unusual
-from .project import walk, write
+from .project import walk_folder, write
 from .store import Record
 
 PRESET, SEEDS = "lesson", range(10)
@@ -57,7 +57,7 @@ EPOCHS = ("train_top1", "probe_top1", "loss", "diversity", "lr")  # of a row of 
 
 def folder() -> Path:
     """Where the three files are: in the project, or with the walk of an installed kit."""
-    return walk() / "benchmarks"
+    return walk_folder() / "benchmarks"
 
 
 class ReferenceRecord(Record):
