@@ -31,6 +31,7 @@ PARTS = {*RECORD_PARTS, "record.json"}
 NAME = re.compile(rf"({ID.pattern})/({'|'.join(map(re.escape, sorted(PARTS)))})")
 # What a damaged archive raises beside ValueError.
 NOT_SOUND = (zipfile.BadZipFile, EOFError, RuntimeError, LookupError, OverflowError, struct.error)
+END = b"PK\5\6"  # begins the last 22 bytes of a zip archive that has no comment
 DATE = (1980, 1, 1, 0, 0, 0)  # of all files: the same runs make the same pack
 
 
@@ -116,11 +117,14 @@ def unpack(file: Path) -> tuple[list[str], list[str]]:
     """
     if not file.is_file():
         raise ValueError(f"{file}: there is no such file")
-    done, there = [], []
+    done, there, size = [], [], file.stat().st_size
     with file.open("rb") as opened:
         try:
+            opened.seek(max(0, size - len(END) - 18))
+            if not opened.read().startswith(END):  # else zipfile finds that of an array inside
+                raise ValueError("it does not end as a pack does")
             archive = zipfile.ZipFile(opened)
-            listed = _listed(archive, file.stat().st_size)
+            listed = _listed(archive, size)
             runs = sorted({name.partition("/")[0] for name in listed})
             for run_id in _bar(runs, "check"):
                 _check(archive, listed, run_id)
