@@ -1,4 +1,4 @@
-"""A class of thirty: stores that are read alone, packed runs, copies of the walk, the wheel."""
+"""A class of thirty: stores of others, which are read alone."""
 
 import os
 import shutil
@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from kdkit.study import leftovers, project, reference, store, sweep
+from kdkit.study import (
+    leftovers,
+    project,
+    reference,
+    store,
+    sweep,
+    widgets,
+)
 from kdkit.study.plans import plan, preset
 from kdkit.study.runs import get
 
@@ -89,9 +96,8 @@ def test_shared_runs_are_found_and_never_written(shared, tmp_path, monkeypatch, 
     assert get(run).path.parent == get(tiny()).path.parent == shared
     assert reference.stored(plan(run)).path.parent == shared  # of tables and figures
     assert not mine.exists()  # nothing had to be written anywhere
-    # A run of one's own whose teacher is the shared one; the lab's and a sweep's workers see both.
     assert sweep.missing([run]) == {} and list(sweep.missing([tiny(seed=1)])) != []
-    assert sweep.sweep([tiny("kd", T=2.0)], workers=1) == {}
+    get(tiny("kd", T=2.0))  # one's own, whose teacher is the shared one
     assert [p.name for p in mine.iterdir()] == [plan(tiny("kd", T=2.0)).id]
     done, under_way, damaged = store.records()
     assert {r.path.parent for r in done} == {mine, shared} and len(done) == 3
@@ -103,6 +109,26 @@ def test_shared_runs_are_found_and_never_written(shared, tmp_path, monkeypatch, 
     again = get(run, fresh=True)
     assert again.path.parent == mine and store.find(run).path == again.path
     assert [r.path.parent for r in store.records()[0] if r.id == again.id] == [mine]
+
+
+def test_workers_are_told_of_all_stores(shared, tmp_path, monkeypatch):
+    """Those of sweeps, of figures and of the ablation lab, wherever they run."""
+    monkeypatch.setattr(project, "home", lambda: tmp_path)
+    monkeypatch.setenv("KDKIT_RUNS", os.pathsep.join(["mine", "", "teacher"]))
+    seen, wanted = [], os.pathsep.join([str(tmp_path / "mine"), str(shared)])
+
+    def start(env):
+        seen.append(env["KDKIT_RUNS"])
+        raise OSError("not started")
+
+    monkeypatch.setattr(sweep, "start_worker", start)
+    monkeypatch.setattr(widgets, "start_worker", start)
+    trainer = widgets.Trainer(lambda: None)
+    trainer.offer(plan(tiny(seed=1)), finished=False)
+    for train in (lambda: sweep.sweep([tiny(seed=1)], workers=1), trainer.start):
+        with pytest.raises(OSError, match="not started"):
+            train()
+    assert seen == [wanted] * 2 and not (tmp_path / "mine").exists()
 
 
 def test_a_checkpoint_of_another_store_is_not_gone_on_from(shared, tmp_path, capsys):

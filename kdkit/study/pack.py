@@ -30,7 +30,15 @@ MANIFEST = "manifest.json"
 PARTS = {*RECORD_PARTS, "record.json"}
 NAME = re.compile(rf"({ID.pattern})/({'|'.join(map(re.escape, sorted(PARTS)))})")
 # What a damaged archive raises beside ValueError.
-NOT_SOUND = (zipfile.BadZipFile, EOFError, RuntimeError, LookupError, OverflowError, struct.error)
+NOT_SOUND = (
+    zipfile.BadZipFile,
+    EOFError,
+    RuntimeError,
+    LookupError,
+    OverflowError,
+    OSError,
+    struct.error,
+)
 END = b"PK\5\6"  # begins the last 22 bytes of a zip archive that has no comment
 DATE = (1980, 1, 1, 0, 0, 0)  # of all files: the same runs make the same pack
 
