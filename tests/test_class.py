@@ -14,7 +14,6 @@ from kdkit.study import (
     reference,
     store,
     sweep,
-    widgets,
 )
 from kdkit.study.plans import plan, preset
 from kdkit.study.runs import get
@@ -115,20 +114,18 @@ def test_workers_are_told_of_all_stores(shared, tmp_path, monkeypatch):
     """Those of sweeps, of figures and of the ablation lab, wherever they run."""
     monkeypatch.setattr(project, "home", lambda: tmp_path)
     monkeypatch.setenv("KDKIT_RUNS", os.pathsep.join(["mine", "", "teacher"]))
-    seen, wanted = [], os.pathsep.join([str(tmp_path / "mine"), str(shared)])
+    seen = []
 
-    def start(env):
+    def start(command, env, **options):
         seen.append(env["KDKIT_RUNS"])
         raise OSError("not started")
 
-    monkeypatch.setattr(sweep, "start_worker", start)
-    monkeypatch.setattr(widgets, "start_worker", start)
-    trainer = widgets.Trainer(lambda: None)
-    trainer.offer(plan(tiny(seed=1)), finished=False)
-    for train in (lambda: sweep.sweep([tiny(seed=1)], workers=1), trainer.start):
-        with pytest.raises(OSError, match="not started"):
-            train()
-    assert seen == [wanted] * 2 and not (tmp_path / "mine").exists()
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(OSError, match="not started"):
+        sweep.sweep([tiny(seed=1)], workers=1)
+    with pytest.raises(OSError, match="not started"):
+        sweep.start_worker({"KDKIT_RUNS": "mine"})
+    assert seen == [os.pathsep.join([str(tmp_path / "mine"), str(shared)])] * 2
 
 
 def test_a_checkpoint_of_another_store_is_not_gone_on_from(shared, tmp_path, capsys):

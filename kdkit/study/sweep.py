@@ -109,7 +109,7 @@ def run_jobs(
                 return finished.put((key, event["failed"]))
         finished.put((key, f"its worker process ended with code {process.wait()}"))
 
-    env = {**os.environ, **WORKER_ENV, **project.runs_variable(), **env}
+    env = {**os.environ, **WORKER_ENV, **env}
     total = sum(job.epochs for job in jobs.values())
     with (
         stoppable() as stop,
@@ -160,14 +160,15 @@ def run_jobs(
 
 
 def start_worker(env: dict[str, str]) -> subprocess.Popen:
-    """A worker process, in a session of its own: Ctrl-C reaches the parent, which passes it on."""
+    """A worker process with the same stores, wherever it runs, in a session of its own: Ctrl-C
+    reaches the parent, which passes it on."""
     return subprocess.Popen(
         [sys.executable, "-c", "from kdkit.study.sweep import work; work()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         stderr=subprocess.STDOUT,
-        env=env,
+        env={**env, **project.runs_variable()},
         start_new_session=True,
     )
 

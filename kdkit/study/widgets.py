@@ -23,7 +23,7 @@ from traitlets import TraitError, validate
 from .. import metrics
 from ..fields import Field, fields
 from ..methods import list_methods, method_class
-from . import figures, project, store
+from . import figures, store
 from .figures import tables
 from .hidden import hidden_numbers
 from .papers import runs
@@ -385,7 +385,7 @@ class Trainer:
             if self.worker is None and not self.go.disabled:
                 self.go.disabled, self.halt.disabled, self.note.value = True, False, "starting"
                 self.bar.max, self.bar.value = self.planned.run.epochs, 0
-                env = os.environ | WORKER_ENV | project.runs_variable()
+                env = os.environ | WORKER_ENV | {"KDKIT_RUNS": str(store.root())}
                 self.worker = start_worker(env)
                 threading.Thread(target=self.watch, daemon=True).start()
 
