@@ -13,7 +13,7 @@ from torch import nn
 
 from kdkit import data, fields, metrics, models
 from kdkit.methods import list_methods
-from kdkit.study import cli, files, store, sweep
+from kdkit.study import commands, files, store, sweep
 from kdkit.study import runs as study_runs
 from kdkit.study.plans import plan, preset
 
@@ -262,7 +262,7 @@ def test_sweep_goes_on_after_a_failure_and_reports_it(runs, capsys):
     assert store.find(sound) is not None and store.find(bad) is None
     why = list(failed.values())
     assert len(why) == 2 and "not finite" in why[0] and "needs failed" in why[1]
-    assert cli.report(failed, "") == 1 and "failed: Baseline" in capsys.readouterr().err
+    assert commands.report(failed, "") == 1 and "failed: Baseline" in capsys.readouterr().err
     assert sweep.sweep([sound]) == {}
 
 

@@ -464,7 +464,7 @@ def test_missing_weights_are_named_before_training(runs, call, monkeypatch):
         raise ValueError(f"torchvision's weights of {name} cannot be had")
 
     monkeypatch.setattr("kdkit.study.sources.place_of", lambda name: runs)
-    monkeypatch.setattr("kdkit.study.cli.pretrained", absent)
+    monkeypatch.setattr("kdkit.study.commands.pretrained", absent)
     code, out, err = call("reproduce", "dckd:1:Top-1:KD")
     assert (code, out, len(err)) == (2, "", 1) and "weights of resnet34_imagenet" in err[0]
     assert not runs.exists()

@@ -20,7 +20,7 @@ import nbformat
 import pytest
 
 from kdkit.study import figures, sweep
-from kdkit.study.cli import CHROMIUM
+from kdkit.study.commands import CHROMIUM
 
 ROOT = Path(__file__).parents[2]
 FLAGS = [
