@@ -14,6 +14,7 @@ import pytest
 from test_class import state
 
 from kdkit.study import handout, notebooks, project, reference, store, walk
+from kdkit.study.plans import plan, preset
 
 ROOT = Path(__file__).parents[1]
 
@@ -232,14 +233,21 @@ print(done)
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The project's wheel, built in a copy of what it is built from."""
+def source(tmp_path_factory):
+    """A copy of what the project is installed from."""
     pytest.importorskip("setuptools", minversion="77")
-    source, out = (tmp_path_factory.mktemp(name) for name in ("source", "wheel"))
+    folder = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", *walk.files(ROOT)):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, source / name)
-    shutil.copytree(ROOT / "kdkit", source / "kdkit", ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "kdkit", folder / "kdkit", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    """The project's wheel, built where an earlier one was."""
+    out = tmp_path_factory.mktemp("wheel")
     stale = source / "build/lib/kdkit/assets/walk/notebooks/99_old.ipynb"
     stale.parent.mkdir(parents=True)
     stale.write_text("of an earlier build")
@@ -249,6 +257,33 @@ def wheel(tmp_path_factory):
     return next(out.glob("kdkit-*.whl"))
 
 
+@pytest.fixture
+def bare(tmp_path):
+    """run(*command): what it prints, in an empty folder and an environment of its own.
+
+    What kdkit needs, and pip, come from this session's environment, so that no network is asked.
+    """
+    env, work = tmp_path / "env", tmp_path / "empty"
+    work.mkdir()
+    bin_ = env / ("Scripts" if os.name == "nt" else "bin")
+    settings = {k: v for k, v in os.environ.items() if not k.startswith(("KDKIT_", "PYTHONPATH"))}
+    settings |= {"KDKIT_BATCH": "1", "KDKIT_PRESET": "smoke", "PIP_NO_INDEX": "1"}
+    settings |= {"PIP_NO_BUILD_ISOLATION": "0"}  # pip's way to say so in a variable
+    settings["PATH"] = os.pathsep.join([str(bin_), os.environ["PATH"]])
+
+    def run(*command, cwd=work):
+        first = [shutil.which(command[0], path=settings["PATH"]), *command[1:]]
+        ran = subprocess.run(first, cwd=cwd, env=settings, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", env], check=True)
+    run.site = run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    (Path(run.site) / "needs.pth").write_text(sysconfig.get_path("purelib"))
+    run.folder = work
+    return run
+
+
 def test_the_wheel_holds_the_walk(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         inside = {n.partition("assets/walk/")[2] for n in archive.namelist() if "assets/walk/" in n}
@@ -256,31 +291,24 @@ def test_the_wheel_holds_the_walk(wheel, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_wheel_teaches_without_make_and_git(wheel, tmp_path):
-    """Installed by pip into an environment of its own. What it needs is this environment's, so that
-    no network is asked."""
-    env, work = tmp_path / "env", tmp_path / "empty"
-    work.mkdir()
-    python = env / ("Scripts" if os.name == "nt" else "bin") / "python"
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("KDKIT_", "PYTHONPATH"))}
-    clean |= {"KDKIT_BATCH": "1", "KDKIT_PRESET": "smoke"}
-
-    def run(*command):
-        ran = subprocess.run(command, cwd=work, env=clean, capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stderr
-        return ran.stdout
-
-    run(sys.executable, "-m", "venv", "--without-pip", env)
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index"]
-    run(*pip, f"{wheel}[study]")
-    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    (Path(site) / "needs.pth").write_text(sysconfig.get_path("purelib"))
-    assert run(python.with_name("kdkit"), "lab", "here", "--only-copy").endswith("files laid\n")
-    file, home, rows, own, pages = json.loads(run(python, "-c", LEARNER).splitlines()[-1])
-    assert file.startswith(site) and home == str(work / "here")
+def test_the_wheel_teaches_without_make_and_git(wheel, bare):
+    bare("python", "-m", "pip", "install", f"{wheel}[study]")
+    assert bare("kdkit", "lab", "here", "--only-copy").endswith("files laid\n")
+    file, home, rows, own, pages = json.loads(bare("python", "-c", LEARNER).splitlines()[-1])
+    here = bare.folder / "here"
+    assert file.startswith(bare.site) and home == str(here)
     assert rows > 20 and own > 0 and pages == len(notebooks.notebooks())
-    executed = run(python, "-c", EXECUTE, "01_baseline.ipynb").splitlines()[-1]
+    executed = bare("python", "-c", EXECUTE, "01_baseline.ipynb").splitlines()[-1]
     assert "traceback" not in Path(executed).read_text()
-    assert [path.name for path in work.iterdir()] == ["here"]
-    assert {"runs", "figures"} < {path.name for path in (work / "here").iterdir()}
-    assert not list(Path(site).glob("kdkit/assets/walk/**/runs"))
+    assert [path.name for path in bare.folder.iterdir()] == ["here"]
+    assert (here / "runs" / plan(preset("smoke", epochs=1)).id / "record.json").exists()
+    assert {"runs", "figures"} < {path.name for path in here.iterdir()}
+
+
+@pytest.mark.slow
+def test_binders_commands_run(source, bare):
+    (source / "binder").mkdir()
+    script = shutil.copy(ROOT / "binder/postBuild", source / "binder/postBuild")
+    out = bare("bash", script, cwd=source)
+    assert f" {source / 'kdkit'}\n" in out and "not installed" not in out
+    assert not (source / "kdkit/assets/walk").exists()  # it is where it was

@@ -1,7 +1,9 @@
 """Set-up: one list of dependencies, the Makefile's promises, what CI runs."""
 
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+import kdkit as kd
+from kdkit.study import cli
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -34,6 +39,75 @@ def test_conda_installs_every_extra():
     assert conda["channels"] == ["conda-forge"]
     assert conda["dependencies"][:2] == ["python=3.11", "pip"]
     assert conda["dependencies"][2]["pip"] == [f"-e .[{','.join(EXTRAS)}]"]
+
+
+def needs(name):
+    """A requirement of pyproject.toml, as it stands there: "torch>=2.9"."""
+    lists = [PROJECT["dependencies"], *EXTRAS.values()]
+    return next(text for each in lists for text in each if re.match(rf"{name}\b", text))
+
+
+def commands_of(text):
+    """[["make", "lab"], ["python", "-m", "kdkit", "doctor"], ...] of a shell script."""
+    lines = [line for line in text.splitlines() if line and not line.startswith(("#", "set "))]
+    return [shlex.split(line) for line in lines]
+
+
+def check_command(words):
+    """A command that is named in a file for a service is one that there is."""
+    if words[0] == "make":
+        assert words[1] in set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    elif words[:3] == ["python", "-m", "kdkit"]:
+        cli.parse(words[3:])
+    else:
+        assert words[:3] == ["python", "-m", "pip"] and words[3] in ("install", "wheel")
+        assert set(re.findall(r"\[(\w+)\]", words[-1])) <= EXTRAS.keys()
+        assert words[-1].startswith(".")
+
+
+def test_binder_gets_torch_without_cuda_and_the_study_kit():
+    conda = yaml.safe_load((ROOT / "binder/environment.yml").read_text())
+    assert conda["channels"] == ["conda-forge"]
+    torch, vision = needs("torch"), needs("torchvision")
+    assert conda["dependencies"] == [
+        "python=3.11",
+        "pip",
+        torch.replace("torch", "pytorch-cpu"),
+        vision,
+    ]
+    script = ROOT / "binder/postBuild"
+    assert os.access(script, os.X_OK) and "set -euo pipefail" in script.read_text()
+    found = commands_of(script.read_text())
+    assert found[0][-1] == ".[study]" and found[1] == ["python", "-m", "kdkit", "doctor"]
+    for words in found:
+        check_command(words)
+
+
+def test_a_container_is_set_up_as_the_readme_says():
+    told = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+    check_command(shlex.split(told["postCreateCommand"]))
+    image, user = (ROOT / ".devcontainer" / told["build"]["dockerfile"]).read_text(), "learner"
+    assert told["remoteUser"] == user and image.rstrip().endswith(user)
+    assert "\nFROM python:3.11\n" in image  # the oldest that pyproject.toml allows
+    assert PROJECT["requires-python"] == ">=3.11"
+
+
+def test_colab_installs_the_wheel(tmp_path, monkeypatch):
+    page = (ROOT / "binder/README.md").read_text()
+    assert "None of the three services has been tried yet" in page
+    for block in re.findall(r"```sh\n(.*?)```", page, re.S):
+        for words in commands_of(block):
+            check_command(words)
+    for command in re.findall(r"`((?:make|python) .*?)`", page):
+        check_command(command.split())
+    (cell,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.chdir(tmp_path)
+    name = f"kdkit-{kd.__version__}-py3-none-any.whl"
+    (tmp_path / name).touch()
+    *code, install = cell.strip().splitlines()
+    exec("\n".join(code), space := {})
+    asked = re.fullmatch(r'%pip install --quiet "(.*)"', install)[1].format(**space)
+    assert asked == f"{name}[study]" and "study" in EXTRAS
 
 
 def test_make_installs_every_extra_and_asks_for_all_of_them(bench, tmp_path):
