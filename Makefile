@@ -73,7 +73,7 @@ reference: ready
 	$(PY) benchmarks/reference.py
 
 clean:
-	rm -rf .venv build site/_build kdkit.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv build dist site/_build kdkit.egg-info .pytest_cache .ruff_cache
 	find kdkit tests benchmarks notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ifeq ($(VENV),.venv)
