@@ -25,7 +25,7 @@ import kdkit as kd
 from kdkit import metrics
 from kdkit.methods import METHODS, list_methods
 from kdkit.study import figures, store, sweep
-from kdkit.study.figures import index, style, tables, unseen
+from kdkit.study.figures import features, index, style, tables, unseen
 from kdkit.study.plans import plan, preset
 from kdkit.study.sources import load
 from kdkit.train import Fitted
@@ -84,6 +84,18 @@ def drawn_hidden_numbers(record):
     return dict(zip(names, own.uniform(0, 100, 4).tolist(), strict=True))
 
 
+def drawn_outputs(records, index):
+    """What `features.outputs` would give of records that have weights."""
+    titles = [r.method.title if plan(r.run).teacher else "labels alone" for r in records]
+    answers = {}
+    for who in ["Teacher", *dict.fromkeys(titles)]:
+        draw = torch.Generator().manual_seed(zlib.crc32(who.encode()))
+        feats = [torch.rand(len(index), 3, side, side, generator=draw) for side in (20, 20, 10)]
+        h = torch.rand(len(index), 8, generator=draw)
+        answers[who] = kd.models.Out(h, tuple(feats), tuple(feats), h)
+    return answers
+
+
 @pytest.fixture(scope="module", autouse=True)
 def shelf(tmp_path_factory):
     """A store and a folder of figures of this module's own."""
@@ -92,6 +104,7 @@ def shelf(tmp_path_factory):
         m.setenv("KDKIT_FIGURES", str(tmp_path_factory.mktemp("figures")))
         m.setattr(tables, "test_images", lambda name: LESSON.x_test.numpy())
         m.setattr(unseen, "hidden_numbers", drawn_hidden_numbers)  # a fake has no weights
+        m.setattr(features, "outputs", drawn_outputs)
         yield
 
 

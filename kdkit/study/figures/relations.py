@@ -6,8 +6,7 @@ from matplotlib.figure import Figure
 
 from ...methods.relation import relations
 from ..store import Record
-from . import tables
-from .features import of_characters, outputs
+from . import features, tables
 from .index import figure
 from .style import PALETTE, kdkit_style, text_colour
 
@@ -34,11 +33,11 @@ def map_table(records: list[Record]) -> pd.DataFrame:
 
     `likeness` is the correlation of a network's distances between these images with the teacher's.
     """
-    index = of_characters(records[0], MAPPED, EACH)
+    index = features.of_characters(records[0], MAPPED, EACH)
     names, labels = records[0].meta["class_names"], records[0].labels
     pairs, rows = np.triu_indices(len(index), 1), []
     far_t, places_t = None, None
-    for who, out in outputs(records, index).items():
+    for who, out in features.outputs(records, index).items():
         far = relations(out.pooled.double())[0].numpy()  # (N, N)
         places = flat_map(far)
         if far_t is None:
