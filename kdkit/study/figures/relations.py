@@ -55,11 +55,11 @@ def draw_map(table: pd.DataFrame) -> Figure:
     teacher has it. table: of `map_table`."""
     groups = list(table.groupby("who", sort=False))
     down = -(-len(groups) // 3)
-    fig = Figure(figsize=(9.4, 0.5 + 2.9 * down))
+    fig = Figure(figsize=(9.2, 0.5 + 3.1 * down))
     axes = np.ravel(fig.subplots(down, 3))
     characters, teacher = list(table["true"].unique()), groups[0][1][["x", "y"]].to_numpy()
-    edges = np.stack([table[["x", "y"]].min(), table[["x", "y"]].max()])
-    edges += 0.06 * (edges[1] - edges[0]) * [[-1], [1]]
+    low, high = (values.to_numpy() for values in (table[["x", "y"]].min(), table[["x", "y"]].max()))
+    edges = (low + high) / 2 + 0.55 * (high - low).max() * np.array([[-1], [1]])  # a square
     for ax, (who, rows) in zip(axes, groups, strict=False):
         for (_, row), home in zip(rows.iterrows(), teacher, strict=True):
             ax.plot([home[0], row["x"]], [home[1], row["y"]], color="#c4c4c4", lw=0.6, marker="")
@@ -68,7 +68,7 @@ def draw_map(table: pd.DataFrame) -> Figure:
             ax.text(row["x"], row["y"], row["true"], color=colour, **place)
         alike = f": {rows['likeness'].iloc[0]:.2f}" if who != groups[0][0] else ""
         ax.set(title=f"{who}{alike}", xticks=[], yticks=[], xlim=edges[:, 0], ylim=edges[:, 1])
-        ax.set_aspect("equal", adjustable="datalim")
+        ax.set_aspect("equal")
         ax.grid(False)
     for ax in axes[len(groups) :]:
         ax.set_axis_off()
