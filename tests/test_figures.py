@@ -285,6 +285,63 @@ def test_attention_and_its_asymmetry(records):
     )
 
 
+@pytest.mark.parametrize("cmap, middle", [("Blues", 0.5), ("PuOr", 0.0)])
+def test_a_matrix_has_values_that_can_be_read_on_their_colours(cmap, middle):
+    """Near the best that dark or white text can have on a middle tone: a contrast of 3.5 (WCAG)."""
+    fig = Figure()
+    ax = fig.subplots()
+    values = np.linspace(middle - 0.5, middle + 0.5, 100).reshape(10, 10)
+    figures.attention.draw_matrix(ax, values, cmap, middle, 0.5)
+
+    def luminance(colour):
+        rgb = np.array(to_rgb(colour))
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        return linear @ [0.2126, 0.7152, 0.0722]
+
+    (image,) = ax.images
+    ratios = []
+    for text, value in zip(ax.texts, values.flat, strict=True):
+        one, two = sorted((luminance(text.get_color()), luminance(image.to_rgba(value)[:3])))
+        ratios.append((two + 0.05) / (one + 0.05))
+    assert min(ratios) > 3.2 and np.mean(np.array(ratios) > 4.5) > 0.8
+
+
+def test_a_matrix_has_no_negative_zero():
+    ax = Figure().subplots()
+    figures.attention.draw_matrix(ax, np.array([[0, -1e-4], [1e-4, 0]]), "PuOr", 0, 1)
+    assert [text.get_text() for text in ax.texts] == ["0"] * 4
+
+
+def test_each_partner_is_compared_with_itself_alone(records):
+    alone, alone_1, together, together_1 = of("mixed_groups", records)
+    alone, alone_1 = changed(alone, top1=[60.0, 80.0]), changed(alone_1, top1=[62.0, 80.0])
+    together = changed(together, top1=[65.0, 79.0])
+    together_1 = changed(together_1, top1=[67.0, 80.0])
+    table, _, sentences = figures.make("mixed_groups", [alone, alone_1, together, together_1])
+    small, large = table[table["way"] == "together"].to_dict("records")
+    assert (small["difference"], large["difference"]) == (5.0, -0.5)
+    assert small["student"] == 1 and small["network"] == alone.run.student.split(",")[0]
+    assert table[table["way"] == "alone"]["pairs"].tolist() == [0, 0]
+    assert sentences[1] == f"{small['network']} gains most, +5.00 points."
+    assert "5.00 points above the same network alone" in sentences[2]
+    assert "not shown" in sentences[3]
+
+
+def test_a_group_has_peers_a_vote_and_perhaps_a_leader(records):
+    mine = [
+        changed(r, top1=[70.0, 72.0, 74.0, 73.0 + r.run.seed], ensemble=80.0)
+        for r in of("okddip_levels", records)
+    ]
+    table, _, sentences = figures.make("okddip_levels", mine)
+    of_method = {label: rows.set_index("who") for label, rows in table.groupby("label")}
+    assert "leader" not in of_method["Ind"].index
+    assert of_method["Ind"].loc["peers", "seed 1"] == (70 + 72 + 74 + 74) / 4
+    okddip = of_method["OKDDip"]
+    assert okddip.loc["peers", "mean"] == 72 and okddip.loc["leader", "mean"] == 73.5
+    assert okddip.loc["leader", "difference"] == 1.5 and okddip.loc["vote", "difference"] == 8
+    assert "The leader of OKDDip is 1.50 points above the mean of its peers" in sentences[1]
+
+
 def test_correlation_numbers_by_hand(records):
     mine = [r for r in of("dckd_correlation", records) if r.run.seed == 0]
     table = figures.correlation_table(mine).query("T == 4").set_index("who")

@@ -317,14 +317,6 @@ figure(
     ],
 )
 figure(
-    "mixed_groups",
-    notebook="05",
-    runs=[
-        {"student": "resnet8_w0.5,resnet8", "m": 2, "method": "ind", "based": "network"},
-        {"student": "resnet8_w0.5,resnet8", "m": 2, "method": "dml"},
-    ],
-)
-figure(
     "okddip_accuracy",
     notebook="06",
     runs=[

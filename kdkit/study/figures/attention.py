@@ -68,15 +68,16 @@ def draw_matrices(panels: list[tuple[str, np.ndarray]], fig: Figure | None = Non
 def draw_matrix(ax, matrix: np.ndarray, cmap: str, middle: float, reach: float) -> None:
     """A matrix (n, n) of peers, its values written in; colours reach from middle - reach to middle
     + reach. A middle of 0 stands for differences, whose sign is written."""
-    ax.imshow(matrix, cmap=cmap, vmin=middle - reach, vmax=middle + reach)
+    image = ax.imshow(matrix, cmap=cmap, vmin=middle - reach, vmax=middle + reach)
     ax.grid(False)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_ticks(range(len(matrix)), range(1, len(matrix) + 1))
     few = len(matrix) < 5
-    number = f"{'' if middle else '+'}.{3 if few else 2}f"
+    digits = 3 if few else 2
     for (row, column), value in np.ndenumerate(matrix):
-        text = format(value, number) if value or middle else "0"
-        is_dark = value - middle > 0.3 * reach or (not middle and value < -0.6 * reach)
+        value = round(float(value), digits) + 0.0  # no -0.000
+        text = format(value, f"{'' if middle else '+'}.{digits}f") if value or middle else "0"
+        luminance = np.dot(image.to_rgba(value)[:3], (0.299, 0.587, 0.114))
         ax.text(
             column,
             row,
@@ -84,7 +85,7 @@ def draw_matrix(ax, matrix: np.ndarray, cmap: str, middle: float, reach: float) 
             ha="center",
             va="center",
             fontsize=8.5 if few else 6.5,
-            color="white" if is_dark else TEXT_COLOUR,
+            color="white" if luminance < 0.5 else TEXT_COLOUR,
         )
     mark_redrawn(ax, except_=(ax.xaxis, ax.yaxis))
 
@@ -160,7 +161,8 @@ def draw_own_share(table: pd.DataFrame) -> Figure:
         text = f"{name}: leader {rows['top1_deployed'].iloc[0]:.1f} %"
         ends.append((rows["mean"].iloc[-1], text, PALETTE[number]))
     ax.axhline(1 / table["peers"].iloc[0], **DASHED)
-    ax.text(1, 1 / table["peers"].iloc[0], "the even share", fontsize=9, va="bottom")
+    place = table["epoch"].max(), 1 / table["peers"].iloc[0] - 0.015
+    ax.text(*place, "the even share", fontsize=9, ha="right", va="top")
     ax.set(xlabel="epoch", ylabel="attention to oneself", ylim=(0, 1.03))
     end_labels(ax, ends)
     return fig
