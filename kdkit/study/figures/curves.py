@@ -16,6 +16,7 @@ from .style import (
     MARKERS,
     PALETTE,
     REFERENCE_COLOUR,
+    TEXT_COLOUR,
     end_labels,
     kdkit_style,
     mark_redrawn,
@@ -219,6 +220,61 @@ class Curves:
     say = staticmethod(say_curves)
 
 
+def gaps(table: pd.DataFrame) -> pd.Series:
+    """Epoch -> mean training accuracy less the probe's, in points. table: of `curves_table`, of one
+    kind of run."""
+    mean = table.pivot(index="epoch", columns="quantity", values="mean")
+    return mean[TRAINING] - mean[PROBE]
+
+
+def parting(gap: pd.Series) -> int:
+    """The first epoch from which training accuracy stays above the probe's; 0 where it does not
+    end above it. gap: of `gaps`."""
+    level = gap.index[gap <= 0]
+    first = int(level.max()) + 1 if len(level) else int(gap.index[0])
+    return first if first <= gap.index[-1] else 0
+
+
+class Parting(Curves):
+    """A kind of figure: training and probe accuracy of one kind of run, and where they part."""
+
+    @kdkit_style()
+    def draw(self, table: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
+        fig, gap = super().draw(table, reference), gaps(table)
+        if first := parting(gap):
+            ax, after = fig.axes[0], gap.index >= first
+            mean = table.pivot(index="epoch", columns="quantity", values="mean")[after]
+            ax.fill_between(mean.index, mean[PROBE], mean[TRAINING], color="#f5d76e", alpha=0.35)
+            ax.axvline(first, color=TEXT_COLOUR, lw=0.9, ls=":")
+            ax.text(first, 3, f"  apart from\n  epoch {first} on", fontsize=9)
+            end = (mean[PROBE].iloc[-1] + mean[TRAINING].iloc[-1]) / 2
+            ax.text(
+                gap.index[-1],
+                end,
+                f"{gap.iloc[-1]:.1f} points ",
+                fontsize=9,
+                ha="right",
+                va="center",
+            )
+        return fig
+
+    @staticmethod
+    def say(table: pd.DataFrame) -> list[str]:
+        first, *sentences = say_curves(table)
+        gap = gaps(table)
+        apart = parting(gap)
+        where = (
+            f"Training accuracy stays above the probe's from epoch {apart} on"
+            if apart
+            else "Training accuracy does not end above the probe's"
+        )
+        sentence = (
+            f"{where}; it is furthest above it after epoch {gap.idxmax()}, by {gap.max():.1f} "
+            f"points, and at the end by {gap.iloc[-1]:.1f}."
+        )
+        return [first, sentence, *sentences]
+
+
 class Diversity(Curves):
     """A kind of figure: the peers' diversity over the epochs; the first run is the upper bound."""
 
@@ -232,7 +288,7 @@ figure(
     "baseline_curves",
     notebook="01",
     runs=[{"method": "baseline"}],
-    kind=Curves({"Accuracy (%)": [TRAINING, PROBE], "Loss": ["training loss"]}),
+    kind=Parting({"Accuracy (%)": [TRAINING, PROBE], "Loss": ["training loss"]}),
 )
 figure(
     "online_diversity",
