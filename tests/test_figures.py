@@ -25,7 +25,7 @@ import kdkit as kd
 from kdkit import metrics
 from kdkit.methods import METHODS, list_methods
 from kdkit.study import figures, store, sweep
-from kdkit.study.figures import features, index, style, tables, unseen
+from kdkit.study.figures import curves, features, index, style, tables, unseen
 from kdkit.study.plans import plan, preset
 from kdkit.study.sources import load
 from kdkit.train import Fitted
@@ -270,6 +270,27 @@ def test_curves_are_means_and_deviations_over_seeds(records):
     assert table["epoch"].tolist() == [1, 2, 3]
     assert table["mean"].tolist() == [50.5, 51.5, 52.5]
     assert table["sd"].tolist() == pytest.approx([np.sqrt(0.5)] * 3)
+
+
+@pytest.mark.parametrize(
+    "above, first",
+    [([-1, 2, 3], 2), ([1, 2], 1), ([1, 0, 4], 3), ([3, -1], 0), ([5, 5, 0], 0)],
+)
+def test_where_training_and_probe_part(above, first):
+    assert curves.parting(pd.Series(above, index=range(1, len(above) + 1))) == first
+
+
+def test_the_picture_of_the_baseline_marks_where_its_curves_part(records):
+    mine = of("baseline_curves", records)[:1]  # seed 0: always 5 points apart
+    _, fig, (_, where, *_) = figures.make("baseline_curves", mine)
+    assert "stays above the probe's from epoch 1 on" in where and "at the end by 5.0." in where
+    texts = [text.get_text() for text in fig.axes[0].texts]
+    assert any("epoch 1 on" in text for text in texts) and "5.0 points " in texts
+    low = copy.deepcopy(mine[0].meta)
+    low["history"][-1]["train_top1"] = [0.0]
+    _, fig, (_, where, *_) = figures.make("baseline_curves", [store.Record(mine[0].path, low)])
+    assert where.startswith("Training accuracy does not end above the probe's")
+    assert not any("apart" in text.get_text() for text in fig.axes[0].texts)
 
 
 def test_attention_and_its_asymmetry(records):
