@@ -50,7 +50,7 @@ def test_the_title_card(path):
     assert training and "stored" in training[1]
     words = sum(len(c.source.split()) for c in nb.cells if c.cell_type == "markdown")
     lines = sum(c.source.count("\n") + 1 for c in nb.cells if c.cell_type == "code")
-    minutes = words / 150 + lines / 15  # slow reading: every line of code takes four seconds
+    minutes = words / 110 + lines / 10  # read slowly, with a pencil
     said = float(re.search(r"about (\d+) minutes", reading[1])[1])
     assert abs(said - minutes) <= max(5, 0.25 * minutes), f"about {minutes:.0f} minutes"
 
