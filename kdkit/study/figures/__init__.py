@@ -37,10 +37,11 @@ from .drawing import Diagram, Panel
 from .methods_map import map_table
 from . import diagrams
 from .accuracy import Accuracy, Sweep, accuracy_table, draw_accuracy, say_accuracy
-from .attention import attention_table, draw_attention, draw_matrices
+from .attention import attention_table, draw_attention, draw_attention_epoch, draw_matrices
 from .ensembles import draw_ensembles, ensemble_table
 from .correlation import (
     class_maximum_table,
+    class_peaks,
     correlation_table,
     distribution_table,
     draw_class_map,
@@ -49,17 +50,20 @@ from .correlation import (
     image_numbers,
 )
 from .calibration import draw_reliability, reliability_table
-from .curves import Curves, Diversity, curves_table, draw_curves, draw_progress
+from .curves import Curves, Diversity, curves_table, draw_curves, draw_overlay, draw_progress
 from .predictions import draw_collection, draw_images, draw_temperature, show_images
 from .knowledge import class_similarity, draw_similarity, peers_table, told_table
 from .unseen import (
     answers_table,
+    asked_table,
     draw_answers,
+    draw_calls,
     few_images_runs,
     hidden_fields,
     hidden_table,
     on_characters,
 )
+from .ablations import tried_table
 from . import results
 
 for _module in pkgutil.iter_modules(__path__):  # files that are added register theirs last
@@ -78,8 +82,10 @@ __all__ = [
     "Sweep",
     "accuracy_table",
     "answers_table",
+    "asked_table",
     "attention_table",
     "class_maximum_table",
+    "class_peaks",
     "class_similarity",
     "correlation_table",
     "curves_table",
@@ -88,6 +94,8 @@ __all__ = [
     "draw_accuracy",
     "draw_answers",
     "draw_attention",
+    "draw_attention_epoch",
+    "draw_calls",
     "draw_class_map",
     "draw_collection",
     "draw_correlation",
@@ -96,6 +104,7 @@ __all__ = [
     "draw_ensembles",
     "draw_images",
     "draw_matrices",
+    "draw_overlay",
     "draw_progress",
     "draw_reliability",
     "draw_similarity",
@@ -132,6 +141,7 @@ __all__ = [
     "spread",
     "text_colour",
     "told_table",
+    "tried_table",
     "verdict",
     "wanted",
 ]

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..reference import ReferenceRecord
 from ..store import Record
 from . import tables
 from .accuracy import ABLATION, Sweep
@@ -20,7 +21,7 @@ from .style import (
     mean_sd_text,
     method_style,
 )
-from .tables import count_text, seed_columns, seeds_text
+from .tables import count_text, label, seed_columns, seeds_text
 
 figure(
     "okddip_ablations",
@@ -260,3 +261,30 @@ class Students:
     table = students_table
     draw = draw_students
     say = say_students
+
+
+def tried_table(
+    tried: dict[str, tuple[Record, Record | None]], whole: Record | None
+) -> pd.DataFrame:
+    """A row for each run that was tried, best first: its accuracy in percent, and what it is above
+    the whole method and above its control in percentage points, nan where that is not finished.
+
+    tried: the fields that were changed -> the run, and its control.
+    """
+
+    def gap(record: Record, other: Record | None) -> float:
+        top1 = record.result["top1_deployed"]
+        return top1 - other.result["top1_deployed"] if other else np.nan
+
+    rows = [
+        {
+            "changed": name,
+            "top1": record.result["top1_deployed"],
+            "against_whole": gap(record, whole) if whole and whole.id != record.id else np.nan,
+            "control": label(control.run) if control else "",
+            "against_control": gap(record, control),
+            "whose": "reference" if isinstance(record, ReferenceRecord) else "your store",
+        }
+        for name, (record, control) in tried.items()
+    ]
+    return pd.DataFrame(sorted(rows, key=lambda row: -row["top1"]))

@@ -90,6 +90,41 @@ def draw_matrix(ax, matrix: np.ndarray, cmap: str, middle: float, reach: float) 
     mark_redrawn(ax, except_=(ax.xaxis, ax.yaxis))
 
 
+@kdkit_style()
+def draw_attention_epoch(A: np.ndarray, epoch: int, fig: Figure | None = None) -> Figure:
+    """Attention A (E, n, n) after one epoch (from 1), its asymmetry, and how much each peer gives
+    to itself over all epochs, with the epoch marked.
+
+    fig: a figure that this function returned before of as many peers, to be drawn in again.
+    """
+    n, matrix = A.shape[-1], A[epoch - 1]
+    widths = {"width_ratios": (1, 1, 1.7)}
+    fig, (left, middle, right) = reuse_figure(fig, (9.4, 3.1), 1, 3, **widths)
+    gaps = np.abs(A - A.transpose(0, 2, 1)).max()  # colours are the same at all epochs
+    half = max(2 / n, A.max()) / 2
+    draw_matrix(left, matrix, "Blues", half, half)
+    draw_matrix(middle, matrix - matrix.T, "PuOr", 0, max(0.01, gaps))
+    left.set(title=f"$A$ after epoch {epoch}", ylabel="learning peer $a$")
+    middle.set_title("$A_{ab} - A_{ba}$")
+    for ax in (left, middle):
+        ax.set_xlabel("peer $b$ that is learned from")
+        mark_redrawn(ax, except_=(ax.xaxis, ax.yaxis))
+    own, epochs = np.einsum("eaa->ea", A), np.arange(1, len(A) + 1)
+    for number, share in enumerate(own.T):
+        look = {"color": PALETTE[number % 10], "ls": LINES[number % 5], "marker": ""}
+        right.plot(epochs, share, **look)
+        right.plot(epoch, share[epoch - 1], "o", color=look["color"], ms=6)
+    right.axvline(epoch, **DASHED)
+    right.axhline(1 / n, **DASHED)
+    right.text(len(A), 1 / n, f"even share 1/{n}", fontsize=9, va="bottom", ha="right")
+    right.set(title="Attention to oneself", xlabel="epoch", ylim=(0, 1.03))
+    right.set_xlim(0.5, len(A) + 0.5)
+    ends = [(share[-1], f"peer {i}", PALETTE[(i - 1) % 10]) for i, share in enumerate(own.T, 1)]
+    end_labels(right, ends)
+    mark_redrawn(right, except_=(right.xaxis, right.yaxis))
+    return fig
+
+
 def draw_attention(table: pd.DataFrame, epochs: int = 4) -> Figure:
     """Attention matrices of the first seed at `epochs` moments of training, and their asymmetry.
     table: of `attention_table`."""

@@ -202,24 +202,16 @@ def class_maximum_table(
             f"run {record.id}: needs a teacher, and a student of 0 to {len(students) - 1}; "
             f"seen student={student}, teacher {'no' if z_teacher is None else 'yes'}"
         )
-    p_student = metrics.softmax(students[student], tau)  # (N, K)
-    p_teacher = metrics.softmax(z_teacher, tau)
-    classes = range(p_student.shape[-1])
+    names, z = record.meta["class_names"], students[student]
+    classes = range(len(names))
+    peaks = [class_peaks(z, labels, number, tau) for number in classes]
     # Row: an image's true class; column: a class; value: the largest probability. (K, K) each.
-    student_maxima, teacher_maxima = (
-        np.stack([p[labels == number].max(0) for number in classes]) for p in (p_student, p_teacher)
-    )
+    student_maxima = np.stack([top for top, _ in peaks])
+    teacher_maxima = np.stack([class_peaks(z_teacher, labels, c, tau)[0] for c in classes])
     above = student_maxima - teacher_maxima
     if true is None:
         others = ~np.eye(len(classes), dtype=bool)
         true = int(np.where(others, above, -np.inf).max(1).argmax())
-    of_true, names = np.flatnonzero(labels == true), record.meta["class_names"]
-
-    def largest(images: np.ndarray, number: int) -> str:
-        """Of `images`, the four to which the student gives most of class `number`."""
-        order = np.argsort(-p_student[images, number], kind="stable")
-        return " ".join(map(str, images[order[:4]]))
-
     rows = [
         {
             "seed": record.run.seed,
@@ -229,14 +221,25 @@ def class_maximum_table(
             "teacher": teacher_maxima[true, number],
             "student": student_maxima[true, number],
             "above": above[true, number],
-            "images": largest(of_true, number),
-            "like": largest(np.flatnonzero(labels == number), number),
+            "images": " ".join(map(str, peaks[true][1][:, number])),
+            "like": " ".join(map(str, peaks[number][1][:, number])),
         }
         for number in classes
     ]
     table = tables.frame(rows, [record])
     table.attrs["data"] = record.run.data
     return table
+
+
+def class_peaks(
+    z: np.ndarray, labels: np.ndarray, true: int, tau: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The largest probability (K,) that any image of the class `true` gets for each class at the
+    temperature tau, and the numbers (4, K) of the images that get most, or (n, K) where there are
+    but n. Logits z (N, K), labels (N,)."""
+    of_true = np.flatnonzero(labels == true)
+    p = metrics.softmax(z[of_true], tau)
+    return p.max(0), of_true[np.argsort(-p, axis=0, kind="stable")[:4]]
 
 
 def image_numbers(text: str) -> list[int]:
@@ -295,7 +298,9 @@ def _name_peaks(ax, heights: np.ndarray, marked: int, names: list[str]) -> None:
     """Names above the highest bars, where there are too many to name all; `marked` has an arrow."""
     named: list[int] = []
     for number in np.argsort(-heights, kind="stable"):
-        if len(named) < 9 and all(abs(number - other) > 2 for other in [*named, marked]):
+        room = [1 + (len(names[number]) + len(names[other])) / 2 for other in [*named, marked]]
+        apart = [abs(number - other) for other in [*named, marked]]
+        if len(named) < 9 and all(np.greater(apart, room)):
             named.append(number)
             ax.annotate(
                 names[number],

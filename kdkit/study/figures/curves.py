@@ -12,6 +12,7 @@ from ..store import Record
 from . import tables
 from .index import figure
 from .style import (
+    FAINT_COLOUR,
     LINES,
     MARKERS,
     PALETTE,
@@ -201,6 +202,56 @@ def draw_progress(history: list[dict], title: str, fig: Figure | None = None) ->
         end_labels(ax, ends)
         mark_redrawn(ax)
     axes[0].set_title(title)
+    return fig
+
+
+@kdkit_style()
+def draw_overlay(
+    curves: dict[str, list[dict]], epochs: int, fig: Figure | None = None
+) -> Figure | None:
+    """The curves of one run over those of another: accuracies, and unweighted loss terms.
+
+    curves: name of a run -> its history so far, which may be empty; the first is drawn solid, the
+    others are dashed and grey, with such loss terms alone as the first has. epochs: of the axis.
+    fig: a figure that this function returned before, to be drawn in again. None where no run has
+    a history.
+    """
+    if not any(curves.values()):
+        return None
+    margins = {"left": 0.1, "right": 0.72, "bottom": 0.11, "top": 0.94, "hspace": 0.24}
+    grid = {"gridspec_kw": margins, "height_ratios": (1.4, 1), "sharex": True}
+    fig, (above, below) = reuse_figure(fig, (5.8, 4.7), 2, 1, **grid)
+    fig.set_layout_engine("none")  # placed by hand, as labels come and go
+    ends, term_ends = [], {}
+    names = next(list(history[0]["terms"]) for history in curves.values() if history)
+    for number, (name, history) in enumerate(curves.items()):
+        if not history:
+            continue
+        x = range(1, len(history) + 1)
+        colour = FAINT_COLOUR if number else PALETTE[0]
+        look = {"color": colour, "marker": "" if len(history) > 1 else "o", "zorder": 3 - number}
+        dashes = "--" if number else "-"
+        probe, training = ([QUANTITIES[q](row) for row in history] for q in (PROBE, TRAINING))
+        above.plot(x, probe, ls=dashes, **look)
+        above.plot(x, training, ls=":", lw=1.2, **look)
+        ends.append((probe[-1], f"{name} {probe[-1]:.1f}", colour))
+        for place, term in enumerate(names):
+            if term in history[0]["terms"]:
+                values = [row["terms"][term] for row in history]
+                below.plot(x, values, ls=dashes, **look | {"color": PALETTE[place % 10]})
+                term_ends.setdefault(term, (values[-1], term, PALETTE[place % 10]))
+    above.set(title="Accuracy on the probe (%); on training images dotted", ylim=(0, 100))
+    below.set_title("Loss terms, without weights")
+    values = np.concatenate([line.get_ydata() for line in below.lines])
+    below.set_yscale("log" if values.min() > 0 else "linear")
+    below.relim()
+    below.autoscale(axis="y")
+    below.set_xlabel("epoch")
+    for ax, labels in ((above, ends), (below, list(term_ends.values()))):
+        ax.set(xlim=(0.5, epochs + 0.5))
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        end_labels(ax, labels)
+        mark_redrawn(ax)
     return fig
 
 

@@ -3,16 +3,21 @@
 These are what the widgets and the notebooks draw of single images; no figure is registered here.
 """
 
+import base64
+import io
+
 import numpy as np
 from IPython.display import HTML, display
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 
 from ... import metrics
 from .style import BARS, DASHED, html, kdkit_style, mark_redrawn, reuse_figure
 
 OTHER_STUDENT = "#bdd5ee"  # a lighter tone of the student's own
+TOPS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.03)  # where an axis of probabilities may end
 MOST_BARS = 14  # of more classes than twenty, so many are drawn with their names
 
 
@@ -22,11 +27,13 @@ def distribution_bars(
     distributions: list[tuple[str, np.ndarray, str]],
     names: list[str],
     uniform: float | None = None,
+    top: float | None = None,
 ) -> None:
     """Distributions over classes side by side, and a line at the uniform probability.
 
-    distributions: (label, p (K,), colour) each; the colours should differ in lightness. names: of
-    the K classes; above twenty they are not written. uniform: by default 1/K.
+    distributions: (label, p (K,), colour) each; the colours should differ in lightness; of those
+    with one label the first stands in the legend. names: of the K classes; above twenty they are
+    not written. uniform: by default 1/K. top: of the axis, by default a little above the bars.
     """
     classes, width = len(names), 0.8 / len(distributions)
     uniform = 1 / classes if uniform is None else uniform
@@ -45,7 +52,7 @@ def distribution_bars(
     else:
         ax.set_xticks([])
     ax.grid(axis="x", visible=False)
-    top = 1.08 * max(np.max(p) for _, p, _ in distributions)
+    top = top or 1.08 * max(np.max(p) for _, p, _ in distributions)
     ax.set(
         xlim=(-0.6, classes - 0.4),
         yticks=MaxNLocator(4).tick_values(0, top),
@@ -54,10 +61,12 @@ def distribution_bars(
         title=title,
     )
     ax.yaxis.set_major_formatter("{x:.2f}")  # always as wide, so that the layout stays
+    handles = {bars.get_label(): bars for bars in reversed(ax.collections)}
     ax.legend(
+        handles=list(handles.values())[::-1],
         loc="lower right",
         bbox_to_anchor=(1, 1),
-        ncols=len(distributions),
+        ncols=len(handles),
         fontsize=9,
         borderpad=0,
     )
@@ -76,10 +85,13 @@ def _draw_bars(
 ) -> Figure:
     """`distribution_bars` of all classes, or of the first of `order` (K,) where there are many,
     and beside them the image (C, H, W) with the name of its class, where one is given."""
-    fig, (left, ax) = reuse_figure(fig, (8.8, 3.3), 1, 2, width_ratios=(1, 5))
+    fig, (left, ax) = reuse_figure(fig, (8.8, 3.3), 1, 2, width_ratios=(1, 4))
     classes = np.arange(len(names)) if len(names) <= 20 else order[:MOST_BARS]
     parts = [(label, np.asarray(p)[classes], colour) for label, p, colour in distributions]
-    distribution_bars(ax, title, parts, [names[c] for c in classes], 1 / len(names))
+    # The axis ends at few values, so that bars are seen to sink when the temperature rises.
+    highest = max(np.max(p) for _, p, _ in parts)
+    top = min(end for end in TOPS if end >= highest or end == 1)
+    distribution_bars(ax, title, parts, [names[c] for c in classes], 1 / len(names), top)
     left.set_axis_off()
     if image is not None:
         draw_image(left, image)
@@ -132,10 +144,10 @@ def draw_collection(
     distributions = []
     for number, logits in enumerate(z):
         learns = number == student
-        label = f"student {number + 1}{', learning' if learns else ''}"
+        label = f"student {student + 1}, learning" if learns else "others, in order"
         colour = BARS[1] if learns else OTHER_STUDENT
         distributions.append((label, metrics.softmax(logits, tau), colour))
-    distributions.append(("received", metrics.softmax(collection, tau), BARS[2]))
+    distributions.append(("what it receives", metrics.softmax(collection, tau), BARS[2]))
     order = np.argsort(-np.asarray(collection), kind="stable")
     return _draw_bars(f"tau = {tau:g}", distributions, names, order, image, true, fig)
 
@@ -145,6 +157,19 @@ def draw_image(ax, image) -> None:
     image = np.asarray(image)
     ax.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray_r")
     ax.set_axis_off()
+
+
+def thumbnail(image) -> str:
+    """The address (data:) of a small picture of one image (C, H, W), at most 64 pixels high."""
+    image = np.asarray(image)
+    image = image[:, :: -(-image.shape[1] // 64), :: -(-image.shape[2] // 64)]
+    png = io.BytesIO()
+    if len(image) == 1:
+        imsave(png, image[0], format="png", cmap="gray_r")
+    else:
+        low, high = (0, 255) if image.dtype == np.uint8 else (image.min(), image.max())
+        imsave(png, ((image.transpose(1, 2, 0) - low) / max(high - low, 1e-9)), format="png")
+    return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
 
 
 @kdkit_style()

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ...fields import choose
 from .. import sources
 from ..hidden import fitted_bias, hidden_classes, hidden_numbers, unlabelled_logits
 from ..plans import Run, preset
@@ -21,8 +22,10 @@ from .style import (
     REFERENCE_COLOUR,
     end_labels,
     kdkit_style,
+    mark_redrawn,
     mean_sd_text,
     method_style,
+    reuse_figure,
 )
 from .tables import count_text, seeds_text
 
@@ -229,6 +232,7 @@ class FewImages:
 
 
 SHOWN_IMAGES = 12  # of each hidden class
+NAMED_COLOUR = "#006d5b"  # of a right name
 
 
 def answers_table(records: list[Record], bias: bool = False) -> pd.DataFrame:
@@ -281,10 +285,60 @@ def draw_answers(table: pd.DataFrame) -> Figure:
         for ax, (_, one) in zip(row[1:], rows.iterrows(), strict=False):
             draw_image(ax, images[one["image"]])
             right = one["said"] == one["true"]
-            look = {"color": "#006d5b", "weight": "bold"} if right else {"color": FAINT_COLOUR}
+            look = {"color": NAMED_COLOUR, "weight": "bold"} if right else {"color": FAINT_COLOUR}
             ax.set_title(one["said"], loc="center", fontsize=12, pad=2, **look)
     hidden = _list_text(",".join(dict.fromkeys(table["true"])))
     fig.suptitle(f"What students call {hidden}, which they never saw; green: right", fontsize=11)
+    return fig
+
+
+def asked_table(run: Run) -> pd.DataFrame:
+    """`answers_table` of a run that is not trained: each image is called "?". ValueError for a
+    class that its data set has not."""
+    data = sources.load(run.data)
+    names, labels = list(data.class_names), data.y_test.cpu().numpy()
+    rows = []
+    for name in filter(None, run.hide.split(",")):
+        number = names.index(choose(name, names, "class"))
+        rows += [
+            {"label": "", "T": dict(run.params).get("T", 0.0), "true": name, "image": int(image)}
+            for image in np.flatnonzero(labels == number)[:SHOWN_IMAGES]
+        ]
+    table = pd.DataFrame(rows).assign(said="?", named=np.nan)
+    table.attrs["data"] = run.data
+    return table
+
+
+@kdkit_style()
+def draw_calls(table: pd.DataFrame, fig: Figure | None = None) -> Figure:
+    """`draw_answers` of one run as a single picture, which is drawn faster. fig: a figure that this
+    function returned before, to be drawn in again if it has as many rows."""
+    groups, images = (
+        list(table.groupby("true", sort=False)),
+        tables.test_images(table.attrs["data"]),
+    )
+    channels, high, wide = images.shape[1:]
+    down, across = 2 * high, wide + wide // 3  # from one image to the next
+    size = 9.0, 0.95 * len(groups)
+    if fig is not None and tuple(fig.get_size_inches()) != size:
+        fig = None
+    fig, (ax,) = reuse_figure(fig, size, 1, 1)
+    mosaic = np.zeros((channels, down * len(groups), across * SHOWN_IMAGES), images.dtype)
+    for row, (true, rows) in enumerate(groups):
+        first, top = rows.iloc[0], row * down + down - high
+        teacher = f"taught at T = {first['T']:g}" if first["T"] else "labels alone"
+        named = "is not trained yet" if pd.isna(first["named"]) else f"names {first['named']:.0f} %"
+        text = f"{teacher}:\n{named}\nof {true}" if named[0] == "n" else f"{teacher}\n{named}"
+        ax.text(-across / 3, top + high / 2, text, fontsize=10, ha="right", va="center")
+        for place, (_, one) in enumerate(rows.iterrows()):
+            left = place * across
+            mosaic[:, top : top + high, left : left + wide] = images[one["image"]]
+            right = one["said"] == one["true"]
+            look = {"color": NAMED_COLOUR, "weight": "bold"} if right else {"color": FAINT_COLOUR}
+            ax.text(left + wide / 2, top - 1, one["said"], fontsize=13, ha="center", **look)
+    draw_image(ax, mosaic)
+    ax.set_xlim(-3.2 * across, mosaic.shape[2])
+    mark_redrawn(ax, except_=(ax.xaxis, ax.yaxis, *ax.spines.values()))
     return fig
 
 
