@@ -283,7 +283,7 @@ def tried_table(
             "against_whole": gap(record, whole) if whole and whole.id != record.id else np.nan,
             "control": label(control.run) if control else "",
             "against_control": gap(record, control),
-            "whose": "reference" if isinstance(record, ReferenceRecord) else "your store",
+            "whose": "reference" if isinstance(record, ReferenceRecord) else "store",
         }
         for name, (record, control) in tried.items()
     ]

@@ -322,13 +322,15 @@ def draw_calls(table: pd.DataFrame, fig: Figure | None = None) -> Figure:
     size = 9.0, 0.95 * len(groups)
     if fig is not None and tuple(fig.get_size_inches()) != size:
         fig = None
-    fig, (ax,) = reuse_figure(fig, size, 1, 1)
+    margins = {"left": 0, "right": 1, "bottom": 0, "top": 1}
+    fig, (ax,) = reuse_figure(fig, size, 1, 1, gridspec_kw=margins)
+    fig.set_layout_engine("none")  # texts come and go
     mosaic = np.zeros((channels, down * len(groups), across * SHOWN_IMAGES), images.dtype)
     for row, (true, rows) in enumerate(groups):
         first, top = rows.iloc[0], row * down + down - high
         teacher = f"taught at T = {first['T']:g}" if first["T"] else "labels alone"
-        named = "is not trained yet" if pd.isna(first["named"]) else f"names {first['named']:.0f} %"
-        text = f"{teacher}:\n{named}\nof {true}" if named[0] == "n" else f"{teacher}\n{named}"
+        named = f"names {first['named']:.0f} % of {true}"
+        text = f"{teacher}\n{'not trained yet' if pd.isna(first['named']) else named}"
         ax.text(-across / 3, top + high / 2, text, fontsize=10, ha="right", va="center")
         for place, (_, one) in enumerate(rows.iterrows()):
             left = place * across
@@ -337,7 +339,7 @@ def draw_calls(table: pd.DataFrame, fig: Figure | None = None) -> Figure:
             look = {"color": NAMED_COLOUR, "weight": "bold"} if right else {"color": FAINT_COLOUR}
             ax.text(left + wide / 2, top - 1, one["said"], fontsize=13, ha="center", **look)
     draw_image(ax, mosaic)
-    ax.set_xlim(-3.2 * across, mosaic.shape[2])
+    ax.set(xlim=(-3 * across, mosaic.shape[2]), aspect="auto")
     mark_redrawn(ax, except_=(ax.xaxis, ax.yaxis, *ax.spines.values()))
     return fig
 

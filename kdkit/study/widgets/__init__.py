@@ -5,14 +5,14 @@ Under KDKIT_BATCH=1 it shows the picture and the line once, without controls. Di
 trait assignment only, so that a callback on any thread works; core ipywidgets only.
 """
 
-from .ablation_lab import ablation_lab
+from .ablations import ablation_lab
 from .controls import choice, knob_range, knobs, slider
+from .hidden import unseen
 from .images import ImagePicker, Thumbnails, clear_rival, image_orders
 from .panels import Panel, present
 from .predictions import attention, class_map, collection, temperature
 from .tables import paper_tables
 from .training import Trainer
-from .unseen import unseen
 
 __all__ = [
     "ImagePicker",

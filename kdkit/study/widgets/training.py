@@ -23,6 +23,11 @@ def history_so_far(planned: Plan) -> list[dict]:
         return []
 
 
+def is_begun(planned: Plan) -> bool:
+    """Does a checkpoint of the run wait to go on?"""
+    return (store.folder(planned) / "checkpoint.pt").exists()
+
+
 class Trainer:
     """Train, stop and go on with one run in a worker process; the kernel stays free.
 
@@ -33,7 +38,7 @@ class Trainer:
     def __init__(self, redraw: Callable[[], None], most: int = 1):
         """most: how many runs may be offered at a time, each by a button."""
         self.redraw, self.worker, self.training = redraw, None, None
-        self.offered: tuple[Plan, ...] = ()
+        self.offered: tuple[Plan, ...] = ()  # the first is the chosen one
         self.notes: dict[str, str] = {}  # run id -> how its training ended
         self.lock = threading.Lock()
         self.buttons = [W.Button(layout=W.Layout(width="auto")) for _ in range(most)]
@@ -54,22 +59,25 @@ class Trainer:
         """Offer runs: what they are -> (run, is it trained?). The first is the chosen one."""
         with self.lock:
             self.offered = tuple(planned for planned, _ in runs.values())
-            chosen, own = self.offered[0], own_names(self.offered[0])
-            rows = zip(self.buttons, runs.items(), strict=True)
-            for number, (button, (text, (planned, trained))) in enumerate(rows):
-                button.description = f"{'Resume' if history_so_far(planned) else 'Train'} {text}"
-                button.tooltip = f"train {figures.label(planned)} in a process of its own"
-                button.disabled = trained or self.worker is not None or bool(own)
-                spare = number and (trained or planned.id == chosen.id)
-                button.layout.display = "none" if spare else ""
+            chosen, is_trained = next(iter(runs.values()))
+            for number, button in enumerate(self.buttons):
+                button.layout.display = "none"
+                if number < len(runs):
+                    text, (planned, trained) = list(runs.items())[number]
+                    busy = self.worker is not None
+                    button.description = f"{'Resume' if is_begun(planned) else 'Train'} {text}"
+                    button.tooltip = f"train {figures.label(planned)} in a process of its own"
+                    button.disabled = trained or busy or bool(own_names(planned))
+                    # The chosen run has a button always, another one where it is missing.
+                    if not number or not (trained or planned.id == chosen.id):
+                        button.layout.display = ""
             if self.worker is not None:
                 return  # bar and note are about the run that is training
-            trained = next(iter(runs.values()))[1]
             epochs = chosen.run.epochs
             self.bar.max = epochs
-            self.bar.value = epochs if trained else len(history_so_far(chosen))
-            note = self.notes.get(chosen.id, "trained" if trained else "not trained yet")
-            if own:
+            self.bar.value = epochs if is_trained else len(history_so_far(chosen))
+            note = self.notes.get(chosen.id, "trained" if is_trained else "not trained yet")
+            if own := own_names(chosen):
                 note = (
                     f"{', '.join(own)} is defined in this notebook, which a worker process does "
                     "not see: train it with lab.get"

@@ -33,7 +33,7 @@ class Bench:
         self.tried: dict[str, Plan] = {}  # run id -> finished run of this method
         for run_id, params in (*self.in_reference(), *self.in_store()):
             with suppress(ValueError):  # fields that the method has no more
-                run = self.run(**params)  # of another recipe it is another one
+                run = self.run(**params)  # another one, where the recipe was another one
                 if run.id == run_id and self.find(run):
                     self.tried[run_id] = run
 
@@ -56,8 +56,9 @@ class Bench:
         """(run id, the method's own fields) of the reference's rows of this method."""
         for row in reference.load().rows.values():
             if row["method"] == self.method:
-                run = reference.run_of(self.method, row["fields"], int(row["seed"]))
-                yield row["id"], dict(run.params)
+                with suppress(ValueError):
+                    run = reference.run_of(self.method, row["fields"], int(row["seed"]))
+                    yield row["id"], dict(run.params)
 
     def in_store(self) -> Iterator[tuple[str, dict]]:
         """The same of the store. Their descriptions alone are read: to check whole records takes
@@ -76,6 +77,69 @@ def changed_fields(run: Plan, whole: Plan) -> str:
     return ", ".join(f"{k}={v:g}" if type(v) is float else f"{k}={v}" for k, v in changed.items())
 
 
+class AblationLab:
+    """The controls and displays of one lab; `panel` is that of the method that is looked at."""
+
+    def __init__(self, lab: Lab, method: str):
+        self.lab = lab
+        self.pick = choice("method", list_methods(), method_class(method).name)
+        self.explained, self.tried, self.place = W.HTML(), W.HTML(), W.HBox()
+        for key, part in {
+            "method": self.pick,
+            "field": self.explained,
+            "tried": self.tried,
+        }.items():
+            part.add_class(f"kd-lab-{key}")
+        self.place.layout.flex_flow = "row wrap"
+        self.trainer = Trainer(lambda: self.panel.redraw(), most=3)
+        self.look_at_method()
+        self.pick.observe(self.look_at_method, "value")
+        style = W.HTML(STYLE, layout=W.Layout(display="none"))
+        self.box = W.VBox([style, self.pick, self.place, self.tried])
+
+    def look_at_method(self, _=None) -> None:
+        """Other knobs, and all that is finished of another method."""
+        self.bench = Bench(self.lab, self.pick.value)
+        made, described = knobs(self.bench.whole.method), fields(method_class(self.pick.value))
+        self.explained.value = HOVER if made else "It has no knob."
+        self.panel = Panel("lab", self.draw, **made)
+        for name, knob in made.items():
+            knob.layout.width, knob.style.description_width = "100%", "72px"
+            text = f"<b>{name}</b>: {html.escape(described[name].description)}"
+            knob.observe(lambda _, text=text: setattr(self.explained, "value", text), "value")
+        side = W.VBox([*made.values(), self.explained, self.trainer.box])
+        seen = W.VBox([self.panel.picture, self.panel.line])
+        side.layout.flex, seen.layout.flex = "0 1 284px", "1 1 560px"
+        self.place.children = side.add_class("kd-lab-side"), seen
+
+    def draw(self, fig, **values):
+        """The chosen run over the whole method, and how good it is."""
+        bench = self.bench
+        run, whole = bench.run(**values), bench.whole
+        runs = {"this run": run, f"the {WHOLE}": whole}
+        if other := control(run):
+            runs[f"its control, {figures.label(other)}"] = other
+        record, whole_record, *against = map(bench.find, runs.values())
+        self.trainer.offer({what: (one, one.id in bench.stored) for what, one in runs.items()})
+        for one, finished in ((run, record), (whole, whole_record)):
+            if finished:
+                bench.tried[one.id] = one
+        changed = changed_fields(run, whole)
+        table = figures.tried_table(
+            {
+                changed_fields(one, whole) or WHOLE: (bench.find(one), bench.control_of(one))
+                for one in bench.tried.values()
+            },
+            whole_record,
+        )
+        self.tried.value = _table_html(table, changed or WHOLE)
+        curves = {changed or WHOLE: record.history if record else history_so_far(run)}
+        if changed:
+            curves[WHOLE] = whole_record.history if whole_record else history_so_far(whole)
+        text = _say(run, record, whole_record if changed else None, *against)
+        return figures.draw_overlay(curves, run.run.epochs, fig), text
+
+
 def ablation_lab(lab: Lab, method: str = "") -> None:
     """Turn a method's knobs; stored runs and rows of the project's reference answer at once, a
     missing run can be trained here.
@@ -83,61 +147,13 @@ def ablation_lab(lab: Lab, method: str = "") -> None:
     Its curves lie over those of the whole method, and a table keeps what was tried. Training runs
     in a child process: progress bar, growing curve, stop and resume.
     """
-    pick = choice("method", list_methods(), method_class(method).name).add_class("kd-lab-method")
-    place, explained, tried = W.HBox(), W.HTML().add_class("kd-lab-field"), W.HTML()
-    place.layout.flex_flow = "row wrap"
-    tried.add_class("kd-lab-tried")
-    trainer = Trainer(lambda: shown["panel"].redraw(), most=3)
-    shown = {}
-
-    def draw(fig, **values):
-        bench, run = shown["bench"], shown["bench"].run(**values)
-        runs = {"this run": run, f"the {WHOLE}": bench.whole}
-        if other := control(run):
-            runs[f"its control, {figures.label(other)}"] = other
-        found = {what: bench.find(planned) for what, planned in runs.items()}
-        record, whole, against = (*found.values(), None)[:3]
-        trainer.offer(
-            {what: (planned, planned.id in bench.stored) for what, planned in runs.items()}
-        )
-        if record:
-            bench.tried[run.id] = run
-        table = figures.tried_table(
-            {
-                changed_fields(one, bench.whole) or WHOLE: (bench.find(one), bench.control_of(one))
-                for one in bench.tried.values()
-            },
-            whole,
-        )
-        changed = changed_fields(run, bench.whole)
-        tried.value = _table_html(table, changed or WHOLE)
-        curves = {changed or WHOLE: record.history if record else history_so_far(run)}
-        if changed:
-            curves[WHOLE] = whole.history if whole else history_so_far(bench.whole)
-        text = _say(run, record, whole if changed else None, against)
-        return figures.draw_overlay(curves, run.run.epochs, fig), text
-
-    def rebuild(_=None):
-        shown["bench"] = Bench(lab, pick.value)
-        made = knobs(shown["bench"].whole.method)
-        panel = shown["panel"] = Panel("lab", draw, **made)
-        described = fields(method_class(pick.value))
-        explained.value = STYLE + (HOVER if made else "It has no knob.")
-        for name, knob in made.items():
-            knob.layout.width, knob.style.description_width = "100%", "72px"
-            text = f"{STYLE}<b>{name}</b>: {html.escape(described[name].description)}"
-            knob.observe(lambda _, text=text: setattr(explained, "value", text), "value")
-        side = W.VBox([*made.values(), explained, trainer.box], layout={"flex": "0 1 284px"})
-        side.add_class("kd-lab-side")
-        seen = W.VBox([panel.picture, panel.line], layout={"flex": "1 1 560px"})
-        place.children = side, seen
-
-    rebuild()
-    pick.observe(rebuild, "value")
-    present(shown["panel"], W.VBox([pick, place, tried]))
+    made = AblationLab(lab, method)
+    present(made.panel, made.box)
 
 
-def _say(run: Plan, record: Record | None, whole: Record | None, against: Record | None) -> str:
+def _say(
+    run: Plan, record: Record | None, whole: Record | None, against: Record | None = None
+) -> str:
     """How good a run is, against the whole method and against its control, as far as these are
     finished."""
     name = figures.label(run)
@@ -159,18 +175,17 @@ def _table_html(table: pd.DataFrame, current: str) -> str:
     if table.empty:
         return ""
     head = "fields changed", "accuracy (%)", f"− {WHOLE}", "− control", "control", "from"
-    rows = ["".join(f"<th>{text}</th>" for text in head)]
+    rows = ["<tr>" + "".join(f'<th scope="col">{text}</th>' for text in head) + "</tr>"]
     for _, row in table.iterrows():
-        name = ("▸ " if row["changed"] == current else "") + row["changed"]
+        is_current = row["changed"] == current
         numbers = f"{row['top1']:.2f}", *map(_signed, row[["against_whole", "against_control"]])
-        cells = name, *numbers, row["control"], row["whose"]
-        look = ' style="font-weight:bold"' if row["changed"] == current else ""
-        texts = "".join(f"<td{look}>{html.escape(cell)}</td>" for cell in cells)
-        rows.append(texts)
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
+        cells = "▸ " * is_current + row["changed"], *numbers, row["control"], row["whose"]
+        texts = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        look = ' aria-current="true" style="font-weight:bold"' if is_current else ""
+        rows.append(f"<tr{look}>{texts}</tr>")
     return (
         '<div tabindex="0" class="jp-RenderedHTMLCommon" style="max-height:15em; overflow:auto">'
-        f"<table><caption>What was tried, one seed each</caption>{body}</table></div>"
+        f"<table><caption>What was tried, one seed each</caption>{''.join(rows)}</table></div>"
     )
 
 
