@@ -7,9 +7,12 @@ import pytest
 from playwright.sync_api import expect
 
 from kdkit import metrics
+from kdkit.fields import fields
+from kdkit.methods import method_class
 from kdkit.study import store
 from kdkit.study.plans import plan, preset
 from kdkit.study.sources import load
+from kdkit.study.widgets import image_orders
 
 # Milliseconds from the first key to the changed picture, by the page's own clock.
 TIMED = """of => { let began; window.kdTook = null;
@@ -17,6 +20,7 @@ TIMED = """of => { let began; window.kdTook = null;
   new MutationObserver((_, seen) => { window.kdTook = performance.now() - began;
     seen.disconnect();
   }).observe(document.querySelector(of), {subtree: true, childList: true}); }"""
+PICTURE = "button => getComputedStyle(button).backgroundImage"
 SAYS = "([of, text]) => document.querySelector(of)?.innerText.includes(text)"
 
 
@@ -31,15 +35,15 @@ class Panel:
     def line(self) -> str:
         return self.nb.find(f"kd-{self.name}-line").inner_text()
 
-    def press(self, knob: str, *keys: str, says: str, of=None, draws=True) -> None:
+    def press(self, knob: str, *keys: str, says: str, of=None, at=None, draws=True) -> None:
         """Press keys on a knob until the line holds `says`; the picture must follow.
 
-        of: the text of the button that is pressed, where the knob is a row of them. draws: False
-        where only the line and the alt text change.
+        of: the text of the button that is pressed, where the knob is a row of them; at: the element
+        itself. draws: False where only the line and the alt text change.
         """
         before = self.picture.get_attribute("src"), self.picture.get_attribute("alt")
         name = f"kd-{self.name}-{knob}"
-        at = self.nb.button(name, of) if of else self.nb.knob(name)
+        at = at or (self.nb.button(name, of) if of else self.nb.knob(name))
         at.focus()
         self.nb.page.evaluate(TIMED, f".kd-{self.name}-picture")
         for key in keys:
@@ -51,6 +55,12 @@ class Panel:
             expect(self.picture).not_to_have_attribute("src", before[0])
         assert self.picture.evaluate("i => i.complete && i.naturalWidth > 300")
         self.took.append(self.nb.page.evaluate("window.kdTook") / 1000)
+
+    def thumbnail(self, knob: str, number: int):
+        """The button of this number (from 0) among a knob's thumbnails."""
+        buttons = self.nb.find(f"kd-{self.name}-{knob}").locator(".kd-thumbnails button")
+        expect(buttons).to_have_count(12)
+        return buttons.nth(number)
 
     def speed(self) -> str:
         return (
@@ -115,21 +125,63 @@ def test_temperature(panel, stored):
     for k in range(1, 4):
         p.press("T", "ArrowRight", says=told(7, 4 + 0.5 * k))
     p.press("T", "Home", says=told(7, 0.5))
-    p.press("image", "ArrowLeft", "ArrowLeft", says=told(5, 0.5))
+    order = image_orders(*stored("kd").logits(), y)["clear rival"]
+    for place, key in ((4, "Enter"), (0, "Space"), (11, "Enter")):
+        button, image = p.thumbnail("image", place), order[place]
+        p.press("image", key, at=button, says=told(image, 0.5))
+        name = names[y[image]]
+        assert button.get_attribute("title").startswith(f"test image {image}, {name}: the teacher")
+        assert button.inner_text().startswith(name)
+        assert button.evaluate(PICTURE).startswith('url("data:image/png')
+    box = p.thumbnail("image", 3).bounding_box()
+    p.nb.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 20)  # on the picture itself
+    expect(p.picture).to_have_attribute("alt", re.compile(re.escape(told(order[3], 0.5))))
+    typed = p.nb.find("kd-temperature-image").locator(".kd-images-of input")
+    typed.press_sequentially("é")
+    first = next(image for image in order if names[y[image]] == "é")
+    expect(p.picture).to_have_attribute("alt", re.compile(re.escape(told(first, 0.5))))
+
+
+FOLLOWED = """() => { window.kdSeen = [];
+  const at = document.querySelector('.kd-temperature-picture');
+  new MutationObserver(() => window.kdSeen.push(at.querySelector('img').alt))
+    .observe(at, {subtree: true, childList: true}); }"""
+
+
+@pytest.mark.alone
+def test_a_slider_that_is_moved_quickly_is_followed(panel, note):
+    p = panel("temperature")
+    knob = p.nb.knob("kd-temperature-T")
+    knob.press("Home")
+    expect(p.picture).to_have_attribute("alt", re.compile(r"T = 0\.5:"))
+    p.nb.page.evaluate(FOLLOWED)
+    for _ in range(25):
+        knob.press("ArrowRight")
+    last = p.nb.page.evaluate("performance.now()")
+    expect(p.picture).to_have_attribute("alt", re.compile("T = 13:"))
+    lag = (p.nb.page.evaluate("performance.now()") - last) / 1000
+    seen = p.nb.page.evaluate("window.kdSeen")
+    assert len(seen) <= 25 and "T = 13:" in seen[-1]
+    assert len({text for text in seen}) > 2  # it was followed on the way
+    note(f"25 quick keys gave {len(seen)} pictures, the last {lag:.2f} s after the last key")
+    p.took.append(lag)
 
 
 @pytest.mark.alone
 def test_attention(panel, stored):
     p = panel("attention")
-    A = stored("okddip").arrays["attention"]
+    A = stored("okddip").arrays["attention"].astype(float)
 
     def told(epoch):
         row = A[epoch - 1][0]
-        return f"epoch {epoch}: peer 1 learns most from peer {row.argmax() + 1} ({row.max():.2f})"
+        whom = f"peer {row.argmax() + 1}" if row.argmax() else "itself"
+        return f"epoch {epoch}: peer 1 learns most from {whom} ({row.max():.2f})"
 
-    assert told(3) in p.line()
-    p.press("epoch", "ArrowLeft", says=told(2))
-    p.press("epoch", "Home", says=told(1))
+    opens = np.abs(A - A.transpose(0, 2, 1)).max((1, 2)).argmax() + 1
+    assert told(opens) in p.line()
+    for key, epoch in (("End", 3), ("ArrowLeft", 2), ("Home", 1), ("ArrowRight", 2)):
+        if told(epoch) not in p.line():
+            p.press("epoch", key, says=told(epoch))
 
 
 @pytest.mark.alone
@@ -146,6 +198,8 @@ def test_collection(panel, stored):
     assert f"forward KL {(q * np.log(q / s)).sum():.4f};" in p.line()
     p.press("student", "ArrowRight", says="student 2 receives avg")
     p.press("tau", "ArrowRight", says="tau = 2.5: student 2 receives avg; forward KL")
+    image = int(metrics.softmax(stored("dckd").logits()[0]).var(0).sum(-1).argmax())
+    p.press("image", "Enter", at=p.thumbnail("image", 0), says=f"image {image} (")
 
 
 @pytest.mark.alone
@@ -165,24 +219,48 @@ def test_class_map(panel, stored):
             f"tau = {tau:g}: student {s:.3f}, teacher {t:.3f}"
         )
 
-    assert told(0, 6, 4) in p.line()
-    p.press("of", "ArrowRight", says=told(1, 6, 4))
-    p.press("peak", "ArrowLeft", says=told(1, 5, 4))
-    p.press("tau", "Home", says=told(1, 5, 0.5))
+    (student,), teacher = record.logits()
+    typed = {k: p.nb.find(f"kd-peaks-{k}").locator("input") for k in ("of", "peak")}
+    p.nb.page.evaluate(TIMED, ".kd-class-map-picture")
+    typed["of"].fill("é")
+    other = names.index("é")
+    top = metrics.softmax(student[y == other], 4.0).max(0)
+    order = [int(n) for n in np.argsort(-top, kind="stable") if n != other]
+    p.nb.page.wait_for_function(SAYS, arg=[".kd-class-map-line", told(other, order[0], 4)])
+    expect(typed["peak"]).to_have_value(names[order[0]])
+    p.press("classes", "Enter", at=p.thumbnail("classes", 3), says=told(other, order[3], 4))
+    expect(typed["peak"]).to_have_value(names[order[3]])
+    p.press("tau", "Home", says=told(other, order[3], 0.5))
+    typed["peak"].fill("Q")
+    p.nb.page.wait_for_function(
+        SAYS, arg=[".kd-class-map-line", told(other, names.index("Q"), 0.5)]
+    )
+    typed["of"].fill("nothing")
+    expect(p.nb.find("kd-peaks-note")).to_have_text("no class begins so")
 
 
 @pytest.mark.alone
 def test_ablation_lab(panel, stored, page):
-    p, record, train = panel("lab"), stored("okddip"), page.find("kd-lab-train")
+    p, record, train = panel("lab"), stored("okddip"), page.find("kd-lab-train-0")
     told = f"OKDDip: {record.result['top1_deployed']:.2f} %"
     assert told in p.line() and "points against" in p.line()  # stored runs answer at once
     expect(train).to_be_disabled()
     for knob in ("m", "T"):
         p.press(knob, "ArrowRight", says="not in the store")
         expect(train).to_be_enabled()
-        expect(train).to_have_text("Train")
+        expect(train).to_have_text("Train this run")
+        expect(page.find("kd-lab-note")).to_have_text("not trained yet")
         p.press(knob, "ArrowLeft", says=told)
         expect(train).to_be_disabled()
+        expect(page.find("kd-lab-note")).to_have_text("trained")
+    for name, field in fields(method_class("okddip")).items():
+        if page.find(f"kd-lab-{name}").count():
+            label = page.find(f"kd-lab-{name}").locator("label").first
+            assert label.get_attribute("title") == field.description != "", name
+    row = page.find("kd-lab-tried").locator("tr[aria-current]")
+    expect(row).to_contain_text(f"{record.result['top1_deployed']:.2f}")
+    first, last = p.picture.bounding_box(), page.find("kd-lab-T").bounding_box()
+    assert first["x"] > last["x"] + last["width"] - 5  # beside the knobs, not below them
 
 
 def test_a_panel_shows_its_error_and_goes_on(open_notebook):
@@ -195,7 +273,7 @@ def draw(_, x):
     if x == 3:
         raise ValueError("3 is <not> allowed")
     return Figure(), f"x is {x}"
-kd.widgets.present(kd.widgets.panel("odd", draw, x=kd.widgets.slider("x", 2, 0, 9, 1)))""",
+kd.widgets.present(kd.widgets.Panel("odd", draw, x=kd.widgets.slider("x", 2, 0, 9, 1)))""",
     )
     nb.run_all()
     knob, line = nb.knob("kd-odd-x"), nb.find("kd-odd-line")
@@ -213,15 +291,14 @@ def test_ablation_lab_trains_stops_and_goes_on(open_notebook):
         "6 * 7",
     )
     nb.run_all()
-    p, run = Panel(nb, "lab"), plan(preset("smoke", method="okddip", epochs=24, T=4.0))
-    train, stop, notes, curve = (nb.find(f"kd-lab-{k}") for k in ("train", "stop", "note", "curve"))
-    p.press(
-        "T",
-        "ArrowRight",
-        "ArrowRight",
-        draws=False,
-        says=f"run {run.id} is not in the store",
-    )
+    run = plan(preset("smoke", method="okddip", epochs=24, T=4.0))
+    train, stop, notes, line = (nb.find(f"kd-lab-{k}") for k in ("train-0", "stop", "note", "line"))
+    picture = nb.find("kd-lab-picture").locator("img")
+    nb.knob("kd-lab-T").press("ArrowRight")
+    nb.knob("kd-lab-T").press("ArrowRight")
+    expect(line).to_contain_text(f"run {run.id} is not in the store")
+    expect(picture).to_have_count(0)  # no empty axes
+    expect(nb.find("kd-lab-train-1")).to_have_text("Train the whole method")
     train.press("Enter")
     expect(train).to_be_disabled()
     stop.press("Enter")  # before it has begun
@@ -230,9 +307,12 @@ def test_ablation_lab_trains_stops_and_goes_on(open_notebook):
     expect(train).to_be_enabled()
 
     train.press("Enter")
-    expect(notes).to_have_text(re.compile(r"epoch \d+ of 24"))
-    seen = curve.locator("img").get_attribute("alt")
-    expect(curve.locator("img")).not_to_have_attribute("alt", seen)  # it grows
+    expect(notes).to_have_text(
+        re.compile(r"training OKDDip \(T=4, epochs=24\), seed 0: epoch \d+ of 24")
+    )
+    expect(line).to_contain_text(re.compile(r"has \d+ of its 24 epochs"))
+    seen = picture.get_attribute("alt")
+    expect(picture).not_to_have_attribute("alt", seen)  # it grows
     cell = nb.panel.locator(".jp-CodeCell").last
     cell.locator(".cm-content").click()
     nb.page.keyboard.press("Control+Enter")  # the kernel is free
@@ -242,19 +322,24 @@ def test_ablation_lab_trains_stops_and_goes_on(open_notebook):
     nb.shoot("ablation_lab_training", nb.panel)
     stop.dblclick()
     expect(notes).to_contain_text(re.compile(r"stopped at epoch \d+, step \d+, and saved"))
-    expect(train).to_have_text("Resume")
+    expect(train).to_have_text("Resume this run")
     assert store.find(run) is None
 
     train.press("Enter")
     expect(notes).to_have_text("done", timeout=180_000)
     record = store.find(run)
     assert record.meta["resumed_at"] is not None
-    expect(nb.find("kd-lab-line")).to_contain_text(f"{record.result['top1_deployed']:.2f} %")
+    expect(line).to_contain_text(f"{record.result['top1_deployed']:.2f} %")
     assert nb.knob("kd-lab-T").get_attribute("aria-valuenow") == "4.0"  # the knobs stay
     expect(train).to_be_disabled()
     nb.shoot("ablation_lab", nb.panel)
     nb.button("kd-lab-method", "one").press("Enter")
-    expect(nb.find("kd-lab-line")).to_contain_text("not in the store")
+    expect(line).to_contain_text("ONE (epochs=24) is not trained yet")
+    expect(notes).to_have_text("not trained yet")
+    expect(nb.find("kd-lab-bar").locator(".progress-bar")).to_have_attribute(
+        "style", re.compile(r"width: 0%")
+    )
+    expect(picture).to_have_count(0)
     nb.look()
 
 

@@ -234,23 +234,25 @@ def draw_overlay(
         probe, training = ([QUANTITIES[q](row) for row in history] for q in (PROBE, TRAINING))
         above.plot(x, probe, ls=dashes, **look)
         above.plot(x, training, ls=":", lw=1.2, **look)
-        ends.append((probe[-1], f"{name} {probe[-1]:.1f}", colour))
+        ends.append(((probe[-1], f"{name} {probe[-1]:.1f}", colour), x[-1]))
         for place, term in enumerate(names):
             if term in history[0]["terms"]:
                 values = [row["terms"][term] for row in history]
                 below.plot(x, values, ls=dashes, **look | {"color": PALETTE[place % 10]})
-                term_ends.setdefault(term, (values[-1], term, PALETTE[place % 10]))
-    above.set(title="Accuracy on the probe (%); on training images dotted", ylim=(0, 100))
+                term_ends.setdefault(term, ((values[-1], term, PALETTE[place % 10]), x[-1]))
+    highest = max(max(line.get_ydata()) for line in above.lines)
+    above.set_title("Accuracy on the probe (%); on training images dotted")
+    above.set_ylim(0, min(100, 10 * np.ceil(highest / 9)))
     below.set_title("Loss terms, without weights")
     values = np.concatenate([line.get_ydata() for line in below.lines])
     below.set_yscale("log" if values.min() > 0 else "linear")
     below.relim()
     below.autoscale(axis="y")
     below.set_xlabel("epoch")
-    for ax, labels in ((above, ends), (below, list(term_ends.values()))):
+    for ax, labels in ((above, ends), (below, term_ends.values())):
         ax.set(xlim=(0.5, epochs + 0.5))
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        end_labels(ax, labels)
+        end_labels(ax, *map(list, zip(*labels, strict=True)))
         mark_redrawn(ax)
     return fig
 

@@ -21,6 +21,7 @@ from .training import Trainer, history_so_far
 STYLE = "<style>.kd-lab-side label {text-align: right; padding-right: 8px}</style>"
 HOVER = "Hold the pointer over a name to read what it is, or turn its knob."
 WHOLE = "whole method"
+CAPTION = "What was tried, here (store) or before (reference), one seed each"
 
 
 class Bench:
@@ -185,7 +186,7 @@ def _table_html(table: pd.DataFrame, current: str) -> str:
         rows.append(f"<tr{look}>{texts}</tr>")
     return (
         '<div tabindex="0" class="jp-RenderedHTMLCommon" style="max-height:15em; overflow:auto">'
-        f"<table><caption>What was tried, one seed each</caption>{''.join(rows)}</table></div>"
+        f"<table><caption>{CAPTION}</caption>{''.join(rows)}</table></div>"
     )
 
 

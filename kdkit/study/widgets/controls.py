@@ -52,6 +52,7 @@ def slider(
         step=step,
         description=text,
         continuous_update=live,
+        layout=W.Layout(width="400px"),
         style=WIDE,
     )
     made.field = field or Field(low, high, name=text)

@@ -15,9 +15,9 @@ SHOWN = 12  # thumbnails at a time
 SIZE = 52  # of a thumbnail on the page, in pixels
 STYLE = f"""<style>
 .MARK button {{width: {SIZE + 14}px; height: {SIZE + 30}px; padding: {SIZE + 6}px 2px 0;
- line-height: 22px; color: #222; background: #fff no-repeat center 4px / auto {SIZE}px;
- border: 1px solid #ccc}}
-.MARK button.mod-active {{background-color: #dcebfa; outline: 3px solid #3f90da; font-weight: bold}}
+ font-size: 11px; line-height: 22px; color: #222; border: 1px solid #ccc;
+ background: #fff no-repeat center 4px / auto {SIZE}px}}
+.MARK button.mod-active {{background-color: #dcebfa; outline: 3px solid #3f90da}}
 .MARK > div {{display: flex; flex-flow: row wrap}}
 PICTURES</style>"""
 
@@ -85,7 +85,7 @@ class Thumbnails(W.VBox):
         self.buttons = W.ToggleButtons(options=[], layout=W.Layout(width="auto", height="auto"))
         self.look = W.HTML(layout=W.Layout(display="none"))  # its style sheet acts all the same
         self.mark, self.filling = f"kd-{secrets.token_hex(4)}", False
-        self.buttons.add_class(self.mark)
+        self.buttons.add_class(self.mark).add_class("kd-thumbnails")
         self.buttons.observe(self.take, "value")
         super().__init__([self.look, self.buttons])
 
@@ -140,7 +140,7 @@ class ImagePicker(W.VBox):
         self.who = "the students' mean" if z_teacher is None else "the teacher"
         self.p = metrics.softmax(z).mean(0) if z_teacher is None else metrics.softmax(z_teacher)
         self.order = choice("test images", list(self.orders), order)
-        self.order.style.description_width = "initial"
+        self.order.style.description_width = "84px"
         self.of = class_box("of class", names, placeholder="any")
         self.back = W.Button(description="‹", tooltip="earlier images", layout={"width": "36px"})
         self.more = W.Button(description="›", tooltip="more images", layout={"width": "36px"})
