@@ -64,7 +64,8 @@ class Bench:
     def in_store(self) -> Iterator[tuple[str, dict]]:
         """The same of the store. Their descriptions alone are read: to check whole records takes
         too long here."""
-        for path in store.root().glob("*/record.json"):
+        stores = store.root(), *store.shared_stores()
+        for path in (path for folder in stores for path in folder.glob("*/record.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):  # damaged
                 run = json.loads(path.read_bytes())["run"]
                 if run["method"] == self.method:

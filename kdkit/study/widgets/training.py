@@ -95,8 +95,7 @@ class Trainer:
             self.halt.disabled = False
             self.say("starting")
             self.bar.max, self.bar.value = self.training.run.epochs, 0
-            env = os.environ | WORKER_ENV | {"KDKIT_RUNS": str(store.root())}
-            self.worker = start_worker(env)
+            self.worker = start_worker(os.environ | WORKER_ENV)
             threading.Thread(target=self.watch, daemon=True).start()
 
     def say(self, text: str) -> None:
