@@ -126,8 +126,10 @@ def test_who_passes_the_teacher():
     assert kd_row["lead"] == pytest.approx(92.10 - 91.56) and kd_row["passed"]
     assert len(table) == 2 + 2 * (7 + 6 + 2)
     text = next(line for line in teachers.say_lead(table) if line.startswith("KD, lesson"))
-    assert "of 1 teachers with a lead below the middle one (6.0 points) 1 are passed" in text
-    assert "of the 1 others 0;" in text
+    assert "leads of +2.0 points are passed by their student, those of +10.0 are not" in text
+    text = next(line for line in teachers.say_lead(table) if line.startswith("DCKD, DCKD's"))
+    assert "of 7 teachers with a lead below the middle one (5.0 points) 4 are passed" in text
+    assert "of the 8 others 1." in text
 
 
 def test_schedules_are_told_by_their_rates():
@@ -152,13 +154,19 @@ def test_the_schedules_sentences_follow_the_curves():
     def history(*accuracies, lrs):
         return [{"probe_top1": [a], "lr": lr} for a, lr in zip(accuracies, lrs, strict=True)]
 
-    mine = [
-        record(0.0, history=history(50, 60, 70, lrs=(1, 0.5, 0.01)), schedule="sgdr", T_0=1.0),
-        record(0.0, history=history(50, 80, 40, lrs=(1, 0.01, 1)), schedule="sgdr", T_0=0.5),
-    ]
-    text = curves.say_schedules(curves.curves_table(mine, curves.RATE, curves.PROBE))
-    assert "One cycle: 70.00 % of the probe at the end, at most 70.00 %, after epoch 3." in text
-    assert any("40.00 % of the probe at the end, at most 80.00 %, after epoch 2" in t for t in text)
+    def runs(*seeds):
+        once, again = history(50, 60, 70, lrs=(1, 0.5, 0.01)), history(50, 80, 40, lrs=(1, 0.01, 1))
+        first = [record(81.0 + s, s, history=once, schedule="sgdr", T_0=1.0) for s in seeds]
+        return first + [record(84.0, s, history=again, schedule="sgdr", T_0=0.5) for s in seeds]
+
+    figure = figures.get_figure("schedules")
+    table = figure.table(runs(0))
+    text = figure.say(table)
+    assert "One cycle: 81.00 % of the test images at the end; of the probe 70.00 %" in text[1]
+    assert "probe 40.00 %, at most 80.00 %, after epoch 2." in text[2] and len(text) == 3
+    several = figure.say(figure.table(runs(0, 1)))
+    assert "1 restarts, ends 1 epochs into a cycle, is 2.50 points above one cycle" in several[3]
+    assert figure.say(table, figure.table(runs(0, 1)))[3] == several[3]
 
 
 def test_the_best_of_many_is_not_their_mean():

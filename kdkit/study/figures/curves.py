@@ -28,6 +28,7 @@ from .style import (
 from .tables import count_text, each_row, seeds_text, verdict
 
 TRAINING, PROBE, RATE = "training accuracy (%)", "probe accuracy (%)", "learning rate"
+TEST = "test accuracy (%)"  # at the last epoch alone
 # Name -> its value from one epoch's row of a record's history; None where there is none.
 QUANTITIES: dict[str, Callable[[dict], float | None]] = {
     TRAINING: lambda row: float(np.mean(row["train_top1"])),
@@ -371,27 +372,49 @@ def cycles_text(rates: np.ndarray) -> str:
     return f"{len(restarts)} restarts, ends {'with a cycle' if low else last}"
 
 
+def schedules_table(records: list[Record]) -> pd.DataFrame:
+    """`curves_table` of learning rates and probe accuracies, and at the last epoch the accuracy of
+    the deployed student on all test images."""
+    curves, ends = curves_table(records, RATE, PROBE), []
+    for name, group in tables.grouped(records).items():
+        first = curves[curves["label"] == name].iloc[-1]
+        values = {record.run.seed: record.result["top1_deployed"] for record in group}
+        row = {name: first[name] for name in ("method", "label", "epoch")}
+        ends.append(row | {"quantity": TEST} | tables.spread(values))
+    return tables.frame([*curves.to_dict("records"), *ends], records)
+
+
+def _by_schedule(table: pd.DataFrame) -> list[tuple[str, dict[str, pd.DataFrame]]]:
+    """Of each schedule what it is in words, and its rows by quantity."""
+    found = []
+    for _, rows in table.groupby("label", sort=False):
+        parts = {quantity: part for quantity, part in rows.groupby("quantity", sort=False)}
+        found.append((cycles_text(parts[RATE]["mean"].to_numpy()), parts))
+    return found
+
+
 @kdkit_style()
 def draw_schedules(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> Figure:
-    """Learning rates above, on a linear axis, and below them what accuracy the probe has under
-    each; a vertical line at each restart. table, reference: of `curves_table`, with both."""
-    fig = Figure(figsize=(8.6, 4.6))
+    """Learning rates above, on a linear axis, and below them the accuracy under each; a vertical
+    line at each restart. table, reference: of `schedules_table`."""
+    fig = Figure(figsize=(9.2, 4.8))
     axes = fig.subplots(2, 1, sharex=True, height_ratios=(1, 1.6))
+    if reference is not None:
+        _draw_reference(axes[1], reference[reference["quantity"] == PROBE])
     ends = [], []
-    for number, (label, rows) in enumerate(table.groupby("label", sort=False)):
+    for number, (text, parts) in enumerate(_by_schedule(table)):
         look = {"color": PALETTE[number], "ls": LINES[number], "marker": "", "lw": 1.7}
-        rates = rows.loc[rows["quantity"] == RATE, "mean"].to_numpy()
-        for ax, end, quantity in zip(axes, ends, (RATE, PROBE), strict=True):
-            curve = rows[rows["quantity"] == quantity]
-            if reference is not None and quantity == PROBE:
-                grey = reference[reference["label"] == label]
-                _draw_reference(ax, grey[grey["quantity"] == PROBE])
+        accuracy = f"{text}: {parts[TEST]['mean'].iloc[0]:.2f} %"
+        for ax, end, quantity, words in zip(
+            axes, ends, (RATE, PROBE), (text, accuracy), strict=True
+        ):
+            curve = parts[quantity]
             ax.plot(curve["epoch"], curve["mean"], **look)
-            end.append((curve["mean"].iloc[-1], cycles_text(rates), PALETTE[number]))
-            for epoch in np.flatnonzero(np.diff(rates) > 0):
-                restart = {"color": PALETTE[number], "ls": ":", "lw": 0.8, "zorder": 0}
-                ax.axvline(curve["epoch"].iloc[epoch] + 0.5, **restart)
-    for ax, end, title in zip(axes, ends, (RATE, PROBE), strict=True):
+            end.append((curve["mean"].iloc[-1], words, PALETTE[number]))
+            for epoch in curve["epoch"][:-1][np.diff(parts[RATE]["mean"]) > 0]:
+                ax.axvline(epoch + 0.5, color=PALETTE[number], ls=":", lw=0.8, zorder=0)
+    titles = "Learning rate", "Accuracy on the probe (%), and at the end on all test images"
+    for ax, end, title in zip(axes, ends, titles, strict=True):
         ax.set_title(title)
         end_labels(ax, end)
     axes[1].set_xlabel(f"epoch ({count_text(table)})")
@@ -401,27 +424,25 @@ def draw_schedules(table: pd.DataFrame, reference: pd.DataFrame | None = None) -
 
 def say_schedules(table: pd.DataFrame, reference: pd.DataFrame | None = None) -> list[str]:
     """What accuracy each schedule ends with, and where that was higher before; over several seeds
-    the difference to the first. table, reference: of `curves_table`, with rates and the probe's
-    accuracy."""
-    epochs, sentences = table["epoch"].max(), []
-    for _, rows in table.groupby("label", sort=False):
-        curve = rows[rows["quantity"] == PROBE]
-        rates = rows.loc[rows["quantity"] == RATE, "mean"].to_numpy()
-        last, highest = curve.iloc[-1], curve.loc[curve["mean"].idxmax()]
+    the difference to the first. table, reference: of `schedules_table`."""
+    sentences = [
+        f"Learning rates and accuracies over {table['epoch'].max()} epochs of one method, under "
+        f"{table['label'].nunique()} schedules, {seeds_text(table)}."
+    ]
+    for text, parts in _by_schedule(table):
+        probe, test = parts[PROBE], parts[TEST]["mean"].iloc[0]
+        highest = probe.loc[probe["mean"].idxmax()]
         sentences.append(
-            f"{cycles_text(rates).capitalize()}: {last['mean']:.2f} % of the probe at the end, at "
-            f"most {highest['mean']:.2f} %, after epoch {highest['epoch']:.0f}."
+            f"{text[0].upper()}{text[1:]}: {test:.2f} % of the test images at the end; of the "
+            f"probe {probe['mean'].iloc[-1]:.2f} %, at most {highest['mean']:.2f} %, after epoch "
+            f"{highest['epoch']:.0f}."
         )
     judged = table if table["n"].max() > 1 or reference is None else reference
-    ends = judged[(judged["epoch"] == epochs) & (judged["quantity"] == PROBE)]
-    for _, row in ends.iloc[1:].iterrows() if judged["n"].min() > 1 else ():
-        difference = tables.paired_rows(row, ends.iloc[0])
-        sentences.append(verdict(f"{row['label']} at the end", ends.iloc[0]["label"], difference))
-    return [
-        f"Learning rates and probe accuracies over {epochs} epochs of one method, under "
-        f"{table['label'].nunique()} schedules, {seeds_text(table)}.",
-        *sentences,
-    ]
+    (first, base), *others = _by_schedule(judged)
+    for text, parts in others if judged["n"].min() > 1 else ():
+        difference = tables.paired_rows(parts[TEST].iloc[0], base[TEST].iloc[0])
+        sentences.append(verdict(f"{text[0].upper()}{text[1:]},", first, difference))
+    return sentences
 
 
 @figure(
@@ -431,8 +452,8 @@ def say_schedules(table: pd.DataFrame, reference: pd.DataFrame | None = None) ->
         {"method": "baseline", "schedule": "sgdr", "T_0": T_0}
         for T_0 in (1.0, 1 / 15, 1 / 7)  # 1/15: cycles of 2, 4, 8 and 16 epochs are all of thirty
     ],
-    kind=Curves({"rate": [RATE], "probe": [PROBE]}),
 )
 class Schedules:
+    table = schedules_table
     draw = draw_schedules
     say = say_schedules

@@ -193,16 +193,19 @@ def say_lead(table: pd.DataFrame) -> list[str]:
         "how many its teacher is: runs of the lesson, and DCKD's Tables 2 to 4 as published."
     ]
     for (source, method), rows in table.groupby(["source", "method"], sort=False):
-        if len(rows) < 2:
+        who, passed = f"{method_class(method).title}, {source}", rows["passed"]
+        if len(rows) < 6:
+            leads = [", ".join(f"{v:+.1f}" for v in rows.loc[p, "lead"]) for p in (passed, ~passed)]
+            sentences.append(
+                f"{who}: teachers with leads of {leads[0] or 'no size'} points are passed by their "
+                f"student, those of {leads[1] or 'no size'} are not."
+            )
             continue
         near = rows["lead"] < rows["lead"].median()
-        passed = [int(rows[side]["passed"].sum()) for side in (near, ~near)]
         sentences.append(
-            f"{method_class(method).title}, {source}: of {near.sum()} teachers with a lead below "
-            f"the middle one ({rows['lead'].median():.1f} points) {passed[0]} are passed by their "
-            f"student, of the {(~near).sum()} others {passed[1]}; gains from "
-            f"{rows['gain'].min():+.1f} to {rows['gain'].max():+.1f} points, leads from "
-            f"{rows['lead'].min():+.1f} to {rows['lead'].max():+.1f}."
+            f"{who}: of {near.sum()} teachers with a lead below the middle one "
+            f"({rows['lead'].median():.1f} points) {passed[near].sum()} are passed by their "
+            f"student, of the {(~near).sum()} others {passed[~near].sum()}."
         )
     return sentences
 
