@@ -663,6 +663,35 @@ def test_a_method_of_the_notebook_is_trained_by_the_notebook(bench, runs, own_me
     assert lab.trainer.buttons[0].disabled and text(lab.explained) == "It has no knob."
 
 
+# ---- chance ----
+
+
+def test_seeds_that_are_needed_follow_the_knobs(shown):
+    kd.widgets.seeds_needed(0.5, 0.4)
+    (panel,) = shown
+    for gap, spread in ((0.5, 0.4), (2.0, 0.4), (2.0, 1.5)):
+        panel.controls["gap"].value, panel.controls["spread"].value = gap, spread
+        count = figures.chance.needed(gap, spread)
+        assert f"a deviation of {spread:.2f} points" in text(panel.line) == alt(panel)
+        assert f"and {count} seeds in at least 80 %" in text(panel.line)
+
+
+def test_what_chance_shows_is_drawn_again(shown):
+    kd.widgets.by_chance()
+    (panel,) = shown
+    said = set()
+    for number in range(6):
+        panel.controls["draw"].value = number
+        count = int(figures.chance.chance_table(draw=number)["shown"].sum())
+        assert f"(drawing {number}): {count} of them lie outside" in text(panel.line) == alt(panel)
+        said.add(count)
+    assert len(said) > 1
+    panel.controls["corrected"].value = True
+    assert "their 99.75 % interval" in text(panel.line)
+    panel.controls["questions"].value = 1
+    assert "1 comparisons of 3 seeds" in text(panel.line) and "Error" not in text(panel.line)
+
+
 # ---- without a front end ----
 
 
@@ -676,6 +705,8 @@ def test_batch_runs_show_a_picture_and_a_line_without_controls(trained, hides, m
         lambda: kd.widgets.collection(trained("dckd")),
         lambda: kd.widgets.class_map(trained("kd")),
         lambda: kd.widgets.unseen(known),
+        kd.widgets.by_chance,
+        kd.widgets.seeds_needed,
         lambda: kd.widgets.ablation_lab(known, "okddip"),
     ):
         show()

@@ -6,6 +6,7 @@ trait assignment only, so that a callback on any thread works; core ipywidgets o
 """
 
 from .ablations import ablation_lab
+from .chance import by_chance, seeds_needed
 from .controls import choice, knob_range, knobs, slider
 from .hidden import unseen
 from .images import ImagePicker, Thumbnails, clear_rival, image_orders
@@ -21,6 +22,7 @@ __all__ = [
     "Trainer",
     "ablation_lab",
     "attention",
+    "by_chance",
     "choice",
     "class_map",
     "clear_rival",
@@ -30,6 +32,7 @@ __all__ = [
     "knobs",
     "paper_tables",
     "present",
+    "seeds_needed",
     "slider",
     "temperature",
     "unseen",

@@ -17,7 +17,7 @@ class Panel(W.VBox):
     KDKIT_BATCH=1 they are raised.
     """
 
-    def __init__(self, name: str, draw: Callable, **controls: W.Widget):
+    def __init__(self, name: str, draw: Callable, /, **controls: W.Widget):
         self.draw, self.controls = draw, controls
         self.picture, self.line = W.HTML(), W.HTML()
         self.fig = self.shown = None
