@@ -57,8 +57,7 @@ def diversity(z: Array) -> float:
 def correlation_number(p: Array, threshold: float | None = None) -> Array:
     """How many classes have a probability above 1/K, strictly. p: (..., K) -> (...,) int64.
 
-    DCKD Eq. 15, whose threshold the paper's text at hand lacks: 1/K, the uniform probability, is
-    our choice.
+    DCKD Eq. 15. The paper does not say which threshold; 1/K, the uniform probability, is a choice.
     """
     p = np.asarray(p, np.float64)
     return (p > (1 / p.shape[-1] if threshold is None else threshold)).sum(-1)

@@ -28,7 +28,7 @@ class DCKD(Method):
     Gradient stops at z_T; it passes through m_k to the other students (`detach_collection` stops
     it there), as "simultaneous training" says.
 
-    Differences from the paper, whose text at hand lacks the numbers:
+    Differences from the paper, which does not say these numbers:
     1. a = b = c = 1, T = 4, tau = 2 and the factor tau^2 are choices.
     2. `avg` averages logits: a choice. `reverse=False` is the ablation "w/o Rev. KL".
     """

@@ -114,9 +114,9 @@ PRESETS: dict[str, Run] = {
         precision="auto",
         threads=0,
     ),
-    # DCKD, Sec. 4 "Setup"; batch, weight decay, momentum and the lengths of SGDR's cycles, which
-    # the paper's text at hand lacks, are choices (the recipe of RepDistiller, which the paper
-    # follows; budgets 30 (2^n - 1)).
+    # DCKD, Sec. 4 "Setup", which does not say batch, weight decay, momentum and the lengths of
+    # SGDR's cycles; they are choices (the recipe of RepDistiller, which the paper follows; budgets
+    # 30 (2^n - 1)).
     "dckd_paper": Run(
         preset="dckd_paper",
         data="cifar100",
