@@ -17,7 +17,8 @@ from kdkit.study.figures import Diagram, Panel, map_table, methods_map, style
 from kdkit.study.figures.drawing import KINDS
 from kdkit.study.plans import preset
 
-DIAGRAMS = {n: f.draw.__self__ for n, f in figures.FIGURES.items() if n.startswith("diagram_")}
+DRAWN_BY = {n: getattr(f.draw, "__self__", None) for n, f in figures.FIGURES.items()}
+DIAGRAMS = {n: drawn for n, drawn in DRAWN_BY.items() if isinstance(drawn, Diagram)}
 PANELS = {f"{n}-{i}": p for n, d in DIAGRAMS.items() for i, p in enumerate(d.panels)}
 # The trained layers that stand behind a part of a diagram.
 LAYERS = {

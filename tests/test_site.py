@@ -282,7 +282,8 @@ WALK = notebooks.notebooks()
 def test_cards_and_formulas_of_the_walk_can_be_read(build, path):
     nb = nbformat.read(path, as_version=4)
     title, claim, times = build.card(nb)
-    assert title.startswith(path.name[:2]) and claim.endswith((".", "?")) and times
+    assert title.startswith(path.name[:2])
+    assert (claim.endswith((".", "?")) and times) or path.stem.endswith("glossary")
     for cell in nb.cells:
         if cell.cell_type == "markdown":
             build.MarkdownWithMath(renderer=build.Slide(escape=False)).render(cell.source)

@@ -300,7 +300,8 @@ class Parting(Curves):
             mean = table.pivot(index="epoch", columns="quantity", values="mean")[after]
             ax.fill_between(mean.index, mean[PROBE], mean[TRAINING], color="#f5d76e", alpha=0.35)
             ax.axvline(first, color=TEXT_COLOUR, lw=0.9, ls=":")
-            ax.text(first, 3, f"  apart from\n  epoch {first} on", fontsize=9)
+            below = {"transform": ax.get_xaxis_transform(), "fontsize": 9}
+            ax.text(first, 0.04, f"  apart from\n  epoch {first} on", **below)
             end = (mean[PROBE].iloc[-1] + mean[TRAINING].iloc[-1]) / 2
             ax.text(
                 gap.index[-1],
