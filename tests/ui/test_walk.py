@@ -4,7 +4,7 @@ import pytest
 
 from kdkit.study import notebooks
 
-WALK = notebooks.notebooks()
+*WALK, GLOSSARY = notebooks.notebooks()  # the glossary has no cell to run
 
 
 @pytest.mark.parametrize("path", WALK, ids=[path.stem for path in WALK])
@@ -13,7 +13,7 @@ def test_runs_in_the_browser(path, open_notebook, trained):
     nb = open_notebook(f"notebooks/{path.name}")
     nb.run_all()
     pictures = nb.panel.locator(".jp-OutputArea-output img")
-    assert pictures.count()
+    assert pictures.count() or path.stem.endswith("store")
     for k in range(pictures.count()):
         assert pictures.nth(k).get_attribute("alt").strip()
         assert pictures.nth(k).evaluate("i => i.complete && i.naturalWidth > 50")
