@@ -1,6 +1,7 @@
 """Knowledge of what a student has not seen: hidden characters, and few images of each."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -292,11 +293,17 @@ def draw_answers(table: pd.DataFrame) -> Figure:
     return fig
 
 
+@cache
+def _test_classes(name: str) -> tuple[list[str], np.ndarray]:
+    """Names of a data set's classes, and the class of each test image (N,)."""
+    data = sources.load(name)
+    return list(data.class_names), data.y_test.cpu().numpy()
+
+
 def asked_table(run: Run) -> pd.DataFrame:
     """`answers_table` of a run that is not trained: each image is called "?". ValueError for a
     class that its data set has not."""
-    data = sources.load(run.data)
-    names, labels = list(data.class_names), data.y_test.cpu().numpy()
+    names, labels = _test_classes(run.data)
     rows = []
     for name in filter(None, run.hide.split(",")):
         number = names.index(choose(name, names, "class"))
