@@ -154,6 +154,17 @@ def test_a_picker_turns_pages_and_picks_the_first_of_each(picker):
     assert picker.value == picker.orders["unsure"][0] and text(picker.count) == "1 to 12 of 40"
 
 
+def test_a_picker_opens_with_a_chosen_image_among_its_class(picker):
+    x, y, z = picker.images, np.zeros(40, int), np.stack([picker.p] * 2)
+    for first in (0, 17, 39):
+        made = kd.widgets.ImagePicker(x, y, NAMES, z, None, "sure", first)
+        shown = [value for _, value in made.thumbnails.buttons.options]
+        place = made.orders["sure"].tolist().index(first)
+        assert made.value == first and made.of.value == "a"
+        assert shown == made.orders["sure"][place // 12 * 12 :][:12].tolist()
+        assert shown[made.thumbnails.buttons.index] == first
+
+
 def test_a_picker_shows_one_class_when_it_is_typed(picker):
     for typed, classes in (("b", {1}), ("c", {2}), ("CD", {3}), ("", {0, 1, 2, 3})):
         picker.of.value = typed
@@ -243,7 +254,8 @@ def test_temperature_opens_on_a_clear_rival_and_follows(trained, shown):
     assert panel.picture.value != before
     kd.widgets.temperature(record, image=7)
     picker = shown[-1].controls["image"]
-    assert text(shown[-1].line).startswith("image 7 (") and picker.thumbnails.buttons.index is None
+    assert text(shown[-1].line).startswith("image 7 (") and picker.of.value == names[y[7]]
+    assert picker.thumbnails.buttons.value == 7
     for image in (-1, len(y)):
         with pytest.raises(ValueError, match=f"image={image}: must be from 0 to {len(y) - 1}"):
             kd.widgets.temperature(record, image=image)

@@ -133,8 +133,8 @@ class ImagePicker(W.VBox):
         first: int | None = None,
     ):
         """images (N, C, H, W), labels (N,), names of the K classes; z (m, N, K), z_teacher (N, K):
-        logits. order: of `image_orders`, the one to open with; first: an image to open with, by
-        default the first of the order."""
+        logits. order: of `image_orders`, the one to open with; first: an image to open with, among
+        others of its class; by default the first of the order."""
         self.images, self.labels, self.names, self.begin = images, labels, names, 0
         self.orders = image_orders(z, z_teacher, labels)
         self.who = "the students' mean" if z_teacher is None else "the teacher"
@@ -150,6 +150,10 @@ class ImagePicker(W.VBox):
         turning = W.HBox([self.of, self.back, self.more, self.count])
         row = W.HBox([self.order, turning], layout=W.Layout(flex_flow="row wrap"))
         super().__init__([row, self.thumbnails], layout=W.Layout(width="100%"))
+        if first is not None:
+            self.of.value = names[labels[first]]
+            place = int(np.flatnonzero(self.chosen() == first)[0])
+            self.begin = place - place % SHOWN
         self.fill(first)
         self.thumbnails.observe(self.take, "value")
         self.order.observe(lambda _: self.turn(-self.begin), "value")
